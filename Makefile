@@ -1,0 +1,41 @@
+# make quickstart: the whole road on data drawn here. make test: checks and the quick tests.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup quickstart test test-all check format constraints clean
+
+setup: $(READY)
+
+# uv takes torch and torchvision from one index: pip would prefer a local CPU build that torchvision cannot import with.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/onestage quickstart
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -m 'not slow'
+
+test-all: setup
+	$(BIN)/pytest -m slow
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Pins for Python 3.11 to 3.13 of everything that setup installs.
+constraints: setup
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  --no-emit-index-url --upgrade pyproject.toml --output-file constraints.txt
+
+clean:
+	rm -rf .venv runs shards quickstart mlruns mlflow.db

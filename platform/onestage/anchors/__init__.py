@@ -1,0 +1,1 @@
+"""Anchors: pure functions of level shapes and strides, in input pixels."""

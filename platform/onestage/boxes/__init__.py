@@ -1,0 +1,1 @@
+"""Boxes: formats, overlaps and suppression. Pure functions of tensors."""

@@ -1,0 +1,36 @@
+"""Intersection over union."""
+
+import torch
+from torch import Tensor
+
+from onestage.types import XYXY
+
+
+def pairwise_iou(a: XYXY, b: XYXY) -> Tensor:
+    """IoU of every a (..., N, 4) with every b (..., M, 4), as (..., N, M). Degenerate boxes give 0, never NaN.
+
+    >>> left, whole = torch.tensor([[0.0, 0, 1, 2]]), torch.tensor([[0.0, 0, 2, 2]])
+    >>> pairwise_iou(XYXY(left), XYXY(whole)).tolist()
+    [[0.5]]
+    """
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
+    return intersection / union.clamp(min=torch.finfo(intersection.dtype).tiny)
+
+
+def shape_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every size a (N, 2) with every size b (M, 2) as if they shared a centre, as (N, M). Width, then height.
+
+    >>> shape_iou(torch.tensor([[2.0, 2.0]]), torch.tensor([[2.0, 1.0], [4.0, 4.0]])).tolist()
+    [[0.5, 0.25]]
+    """
+    intersection = torch.minimum(a[:, None], b[None]).prod(dim=-1)
+    union = a.prod(dim=-1)[:, None] + b.prod(dim=-1)[None] - intersection
+    return intersection / union.clamp(min=torch.finfo(intersection.dtype).tiny)
+
+
+def area(boxes: XYXY) -> Tensor:
+    """Area of boxes (..., 4), as (...). A box whose corners are swapped has none."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)

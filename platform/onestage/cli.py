@@ -1,0 +1,229 @@
+"""The command line. Everything heavy is imported by the verb that needs it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from onestage import __version__
+from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
+
+TRAIN_HELP = """\
+usage: onestage train [KEY=VALUE …] [--json] [--cfg job]
+
+Train a detector, on this machine unless cluster says otherwise. Settings are Hydra overrides:
+
+  onestage train data.root=shards/bccd                           the defaults: yolov3_tiny, Ray on this machine
+  onestage train detector=yolov3 data.root=… cluster.num_workers=2
+  onestage train resume=RUN_ID            go on where a run was cut (or resume=last), in the same MLflow run
+  onestage train --cfg job                print every setting
+
+Groups: {groups}
+Often set: data.root data.batch_size data.num_workers detector.width detector.input_size detector.weights seed
+  optimizer.lr trainer.max_epochs trainer.max_steps trainer.precision trainer.deterministic cluster.num_workers
+  checkpoint.every_steps checkpoint.every_minutes tracking.uri tracking.experiment resume
+--json (or output=json) prints one JSON object last on stdout: run_id, status, metrics, checkpoint.
+Exit codes: 0 done, 1 failed, 2 wrong usage or input, 75 preempted, 130 interrupted.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code; the errors that a person can mend are one line on stderr."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    try:
+        if verb == "train":
+            return train(rest)
+        return _other(arguments)
+    except InputError as error:
+        print(f"onestage: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("onestage: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return DONE
+
+
+def train(arguments: Sequence[str]) -> int:
+    """``onestage train``: Hydra's command line over ``conf/train.yaml``."""
+    if any(one in ("-h", "--help") for one in arguments):
+        from onestage.config.folder import CONF
+
+        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+        choices = {group: sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in groups}
+        listed = "".join(f"\n  {group}={'|'.join(names)}" for group, names in choices.items() if names)
+        print(TRAIN_HELP.format(groups=listed))
+        return DONE
+    from onestage.config.app import run
+
+    overrides = ["output=json" if one == "--json" else one for one in arguments]
+    return run("train", overrides, _train)
+
+
+def _train(config: dict[str, Any]) -> int:
+    from onestage.cluster.launch import launch
+
+    outcome = launch(config)
+    if outcome.reason is not None:
+        print(f"onestage: {outcome.status.lower()}: {outcome.reason}", file=sys.stderr)
+        if outcome.resumable:
+            print(f"onestage: go on with: onestage train resume={outcome.run_id}", file=sys.stderr)
+    if config["output"] == "json":
+        print(
+            json.dumps(
+                {
+                    "run_id": outcome.run_id,
+                    "status": outcome.status,
+                    "metrics": outcome.metrics,
+                    "checkpoint": outcome.checkpoint,
+                    "folder": str(outcome.folder),
+                    "tracking_uri": outcome.tracking_uri,
+                }
+            )
+        )
+    elif outcome.exit_code == DONE:
+        _table(f"run {outcome.run_id}", {k: v for k, v in outcome.metrics.items() if k.startswith("val/")})
+        print(f"checkpoint  {outcome.checkpoint}\nevaluate    onestage evaluate {outcome.run_id} split=test")
+    return outcome.exit_code
+
+
+def _other(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onestage", description="Train, evaluate and compare one-stage object detectors.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"onestage {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    verbs.add_parser("train", help="train a detector: `onestage train --help`", add_help=False)
+
+    quickstart = verbs.add_parser("quickstart", help="the whole road in five minutes, on data drawn here")
+    quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for data and pictures")
+    quickstart.set_defaults(run=_quickstart)
+
+    data = verbs.add_parser("data", help="bring labelled images in").add_subparsers(metavar="VERB", required=True)
+    bring = data.add_parser("import", help="labelled images to WebDataset shards and a manifest")
+    bring.add_argument("format", choices=["voc"], help="how SOURCE is labelled")
+    bring.add_argument("source", type=Path, metavar="SOURCE", help="folder with the images and labels")
+    bring.add_argument("--out", type=Path, required=True, help="dataset folder to write")
+    bring.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
+    bring.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    bring.set_defaults(run=_import)
+
+    evaluate = verbs.add_parser("evaluate", help="COCO metrics of a run on a split")
+    evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="split=test (the default), data.root=…, data.batch_size=…"
+    )
+    evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = verbs.add_parser("predict", help="annotated pictures and COCO results")
+    predict.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, folders of them, or KEY=VALUE overrides")
+    predict.add_argument("--out", type=Path, required=True, help="folder to write to")
+    predict.add_argument("--threshold", type=float, help="lowest score that is drawn (default: the model's, 0.25)")
+    predict.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    predict.set_defaults(run=_predict)
+    return parser
+
+
+def _quickstart(options: argparse.Namespace) -> int:
+    from onestage.quickstart import quickstart
+
+    return quickstart(options.out)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from onestage.data.formats import voc
+    from onestage.data.pack import pack
+    from rich.console import Console
+    from rich.progress import Progress
+
+    source = voc.read(options.source)
+    for finding in source.findings:
+        print(f"{finding.kind}: {finding.where}: {finding.what}", file=sys.stderr)
+    num_samples = sum(len(records) for records in source.splits.values())
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("packing", total=num_samples)
+        manifest = pack(source, options.out, overwrite=options.overwrite, progress=lambda done, _: bar.update(task, completed=done))
+    boxes = {
+        name: sum(len(record.labels) for record in records) for name, records in source.splits.items()
+    }
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "out": str(options.out),
+                    "classes": list(manifest.classes),
+                    "content_hash": manifest.content_hash,
+                    "splits": {
+                        name: {"images": manifest.split(name).num_samples, "boxes": boxes[name]} for name in boxes
+                    },
+                    "findings": [{"kind": f.kind, "where": f.where, "what": f.what} for f in source.findings],
+                }
+            )
+        )
+        return DONE
+    print(f"{options.out}: {len(manifest.classes)} classes ({', '.join(manifest.classes)})")
+    for name, count in boxes.items():
+        print(f"  {name:6} {manifest.split(name).num_samples:7,} images {count:8,} boxes")
+    if source.findings:
+        print(f"  {len(source.findings)} findings, listed above")
+    return DONE
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from onestage.evaluation import evaluate
+
+    split, overrides = _take_split(options.overrides)
+    result = evaluate(options.target, split=split, overrides=overrides)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        _table(f"{result['num_images']} images of {split}", result["metrics"])
+    return DONE
+
+
+def _take_split(overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """``split=…`` is the evaluation's own; the rest are the config's."""
+    for one in overrides:
+        if "=" not in one:
+            raise InputError(f"{one!r} is no override: write KEY=VALUE, as split=test")
+    split = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith("split=")), "test")
+    return split, [one for one in overrides if not one.startswith("split=")]
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from onestage.evaluation import predict
+
+    images = [one for one in options.images if "=" not in one or Path(one).exists()]
+    overrides = [one for one in options.images if one not in images]
+    result = predict(options.target, images, out=options.out, threshold=options.threshold, overrides=overrides)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(f"{result['num_images']} pictures and predictions.json ({result['num_detections']} boxes) in {options.out}")
+    return DONE
+
+
+def _table(title: str, metrics: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where a training runs. The only room that knows Ray."""

@@ -1,0 +1,169 @@
+"""What every worker does: build from the plain config, fit, and on rank 0 keep the record."""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from safetensors.torch import save_file
+
+from onestage import __version__
+from onestage.cluster.job import Job
+from onestage.config import build
+from onestage.data.datamodule import DetectionData
+from onestage.metrics.mean_ap import MeanAP
+from onestage.tracking.tracker import NoTracker, Tracker
+from onestage.training.callbacks import Ema, Pictures, Progress, Throughput
+from onestage.training.logger import SinkLogger
+from onestage.training.module import DetectionModule
+
+PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
+
+
+def train(
+    job: Job,
+    *,
+    rank: int,
+    trainer_options: Mapping[str, Any],
+    progress: Callable[[dict[str, Any]], None],
+    prepare: Callable[[pl.Trainer], pl.Trainer] = lambda trainer: trainer,
+) -> dict[str, Any]:
+    """Fits, from the last checkpoint in the run's folder where there is one.
+
+    ``trainer_options`` place the trainer (accelerator, devices, strategy, plugins); ``prepare`` has the last word on it.
+
+    Returns plain data: the last metrics, and the paths of the last and the best checkpoint. Every rank gets the same.
+    """
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data.num_workers says how many
+    config, folder = job["config"], Path(job["folder"])
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    data: DetectionData = build(config["data"])
+    card = {
+        "version": __version__,
+        "run_id": job["run_id"],
+        "detector": config["detector"] | {"weights": None},
+        "data": config["data"],
+        "overrides": config["overrides"],
+        "classes": list(data.manifest.classes),
+        "threshold": PREDICT_THRESHOLD,
+    }
+    module = DetectionModule(
+        detector=build(config["detector"]),
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+        metric=MeanAP(classes=data.manifest.classes),
+        seed=config["seed"],
+        card=card,
+    )
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    resumed = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.is_file() else None
+
+    settings = config["trainer"]
+    tracker: Tracker = NoTracker()
+    if rank == 0 and job["tracking_uri"] is not None:
+        from onestage.tracking.mlflow_tracker import MlflowTracker
+
+        tracker = MlflowTracker(
+            uri=job["tracking_uri"], run_id=job["run_id"], folder=folder / "spool", resume_from_step=resumed
+        )
+    trainer = pl.Trainer(
+        logger=SinkLogger(tracker.log_metrics),
+        callbacks=_callbacks(config, data, checkpoints, tracker, progress),
+        max_epochs=settings["max_epochs"],
+        max_steps=settings["max_steps"],
+        precision=settings["precision"],
+        deterministic=settings["deterministic"],
+        gradient_clip_val=settings["gradient_clip"] or None,
+        check_val_every_n_epoch=settings["val_every_epochs"],
+        log_every_n_steps=settings["log_every_steps"],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **trainer_options,
+    )
+    try:
+        if rank == 0:
+            _describe(tracker, config, data)
+        prepare(trainer).fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if "val/map" not in metrics:  # the steps ended before the first epoch did
+            trainer.validate(module, datamodule=data, verbose=False)
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if rank == 0:
+            best = checkpoints / "best.ckpt"
+            model = save_model(best if best.is_file() else last, folder / "model")
+            tracker.log_model(model, {k: v for k, v in metrics.items() if k.startswith("val/")}, step=trainer.global_step)
+        return {"metrics": metrics, "checkpoint": str(last), "best": str(checkpoints / "best.ckpt")}
+    finally:
+        tracker.close()
+
+
+def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData) -> None:
+    """The record of what is trained on what."""
+    tracker.log_params({key: value for key, value in config.items() if key != "overrides"})
+    tracker.log_dict(config, "config.json")
+    tracker.log_artifact(Path(data.root) / "dataset.json", "dataset")
+    tracker.set_tags({"dataset.hash": data.manifest.content_hash, "dataset.name": data.manifest.name})
+
+
+def _callbacks(
+    config: Mapping[str, Any],
+    data: DetectionData,
+    checkpoints: Path,
+    tracker: Tracker,
+    progress: Callable[[dict[str, Any]], None],
+) -> list[Callback]:
+    settings, saving = config["trainer"], config["checkpoint"]
+    callbacks: list[Callback] = [
+        Throughput(),
+        Progress(progress),
+        Pictures(
+            data.examples("val", settings["num_pictures"]), classes=data.manifest.classes, sink=tracker.log_picture
+        ),
+    ]
+    if settings["ema_decay"] > 0:
+        callbacks.append(Ema(decay=settings["ema_decay"]))
+
+    def saved(filename: str, **when: Any) -> ModelCheckpoint:
+        return ModelCheckpoint(dirpath=checkpoints, filename=filename, enable_version_counter=False, **when)
+
+    if saving["every_steps"]:
+        callbacks.append(saved("last", every_n_train_steps=saving["every_steps"]))
+    if saving["every_minutes"]:
+        callbacks.append(saved("last", train_time_interval=timedelta(minutes=saving["every_minutes"])))
+    callbacks.append(saved("best", monitor="val/map", mode="max"))
+    callbacks.append(saved("last", every_n_epochs=1, save_on_train_epoch_end=True))
+    return callbacks
+
+
+def save_model(checkpoint: Path, folder: Path) -> Path:
+    """The detector of a checkpoint as safetensors and JSON, which ``onestage.inference`` reads without a pickle."""
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    prefix = "detector."
+    weights = {
+        name.removeprefix(prefix): value.contiguous()
+        for name, value in loaded["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    card = loaded["onestage"]
+    description = {
+        "config": {"detector": card["detector"], "data": card["data"]},
+        "overrides": card["overrides"],
+        "classes": card["classes"],
+        "input_size": card["detector"]["input_size"],
+        "threshold": card["threshold"],
+    }
+    (folder / "model.json").write_text(json.dumps(description, indent=1))
+    return folder

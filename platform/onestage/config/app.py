@@ -1,0 +1,39 @@
+"""A Hydra main that answers bad input in one line."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from onestage.config.compose import compose
+from onestage.config.folder import CONF
+
+
+def run(name: str, arguments: Sequence[str], task: Callable[[dict[str, Any]], int]) -> int:
+    """Hydra's command line (overrides, ``--cfg job``, …) over ``name``.yaml; ``task`` gets the plain config.
+
+    Returns the task's exit code. Raises InputError for overrides that do not compose.
+    """
+    overrides = [one for one in arguments if not one.startswith("-") and "=" in one]
+    config = compose(name, overrides)  # refuses in one line what Hydra would in many
+    codes: list[int] = []
+    errors: list[BaseException] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
+    def main(_: DictConfig) -> None:
+        try:
+            codes.append(task(config))
+        except BaseException as error:  # Hydra would print it its own way, and exit with 1
+            errors.append(error)
+
+    before = sys.argv
+    sys.argv = [f"onestage {name}", *arguments]
+    try:
+        main()
+    finally:
+        sys.argv = before
+    if errors:
+        raise errors[0]
+    return codes[0] if codes else 0

@@ -1,0 +1,82 @@
+"""The shape of a training's config: unknown keys and wrong types are refused when it is composed.
+
+Nodes that name a class by ``_target_`` are open dictionaries here, held to the types of their yaml by ``compose``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Data:
+    _target_: str = MISSING
+    root: str | None = None
+    batch_size: int = MISSING
+    num_workers: int | None = None
+    input_size: list[int] = MISSING
+    seed: int = MISSING
+    augment: dict[str, Any] = MISSING
+
+
+@dataclass
+class Trainer:
+    max_epochs: int = MISSING
+    max_steps: int = MISSING
+    precision: str = MISSING
+    deterministic: bool = MISSING
+    gradient_clip: float = MISSING
+    ema_decay: float = MISSING
+    val_every_epochs: int = MISSING
+    log_every_steps: int = MISSING
+    num_pictures: int = MISSING
+
+
+@dataclass
+class Checkpoint:
+    every_steps: int | None = None
+    every_minutes: float | None = None
+
+
+@dataclass
+class Cluster:
+    kind: str = MISSING
+    num_workers: int = MISSING
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    max_failures: int = MISSING
+    start_timeout_s: float = MISSING
+
+
+@dataclass
+class Tracking:
+    kind: str = MISSING
+    uri: str | None = None
+    experiment: str = MISSING
+
+
+@dataclass
+class Train:
+    seed: int = MISSING
+    name: str | None = None
+    resume: str | None = None
+    storage: str = MISSING
+    output: str = MISSING
+    detector: dict[str, Any] = field(default_factory=dict)
+    data: Data = field(default_factory=Data)
+    augment: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=Trainer)
+    cluster: Cluster = field(default_factory=Cluster)
+    tracking: Tracking = field(default_factory=Tracking)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    experiment: Any = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def register() -> None:
+    """Makes the schema known to Hydra as ``schema``, the first entry of train.yaml's defaults."""
+    ConfigStore.instance().store(name="schema", node=Train)

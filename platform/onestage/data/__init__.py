@@ -1,0 +1,1 @@
+"""From a folder of annotated images to batches: formats, packing into shards, order, augmentation, loading."""

@@ -1,0 +1,109 @@
+"""The data of a training or an evaluation, as Lightning asks for it."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from onestage.data.loader import Loader
+from onestage.data.manifest import Manifest
+from onestage.data.order import in_order
+from onestage.data.samples import EvaluationBatch, TrainingBatch, decode
+from onestage.data.shards import ShardReader
+from onestage.data.transforms import Augment, Pixels, Sample, pixels_of
+from onestage.errors import InputError
+
+GPU_WORKERS = 8
+"""Loader workers that keep one GPU fed with augmented images; a CPU that trains needs its cores itself."""
+
+
+class DetectionData(pl.LightningDataModule):
+    """Loaders over the dataset folder ``root``.
+
+    ``batch_size`` is per rank, ``input_size`` [H, W] in pixels, ``augment`` the transforms of training samples by name,
+    in their order; one that is None is left out. ``num_workers`` None means none without a GPU, else ``GPU_WORKERS``.
+    Rank and world size are the trainer's.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None,
+        batch_size: int,
+        input_size: Sequence[int],
+        augment: Mapping[str, Callable[[Sample], Sample] | None],
+        seed: int,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"need data.batch_size >= 1, got {batch_size}")
+        if root is None:
+            raise InputError("data.root is not set: give the dataset folder, data.root=FOLDER")
+        self.root = Path(root)
+        self.batch_size = batch_size
+        self.input_size = tuple(input_size)
+        self.augment = Augment(transforms=[one for one in augment.values() if one is not None])
+        self.seed = seed
+        self.num_workers = _automatic_workers() if num_workers is None else num_workers
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The dataset's manifest; ``InputError`` where ``root`` holds none."""
+        return Manifest.load(self.root)
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled, augmented batches of "train"."""
+        prepare = TrainingBatch(
+            augment=self.augment, size=self.input_size, num_classes=len(self.manifest.classes), seed=self.seed
+        )
+        loader = self._loader("train", prepare=prepare, seed=self.seed)
+        if self.trainer is not None:
+            loader.in_flight = partial(_in_flight, self.trainer)
+        return loader
+
+    def val_dataloader(self) -> Loader:
+        """Letterboxed batches of "val", as stored."""
+        return self.dataloader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Letterboxed batches of "test", as stored."""
+        return self.dataloader("test")
+
+    def dataloader(self, split: str) -> Loader:
+        """Letterboxed batches of any split, as stored: nothing random."""
+        prepare = EvaluationBatch(size=self.input_size, num_classes=len(self.manifest.classes))
+        return self._loader(split, prepare=prepare, seed=None)
+
+    def examples(self, split: str, num_images: int) -> list[tuple[int, Pixels]]:
+        """The first images of a split with their ids, as they are stored: (H, W, 3) RGB."""
+        reader = ShardReader(self.root, split, manifest=self.manifest)
+        keys = in_order(self.manifest, split, rank=0, world_size=1)[:num_images]
+        samples = [decode(reader.read(key), num_classes=len(self.manifest.classes)) for key in keys]
+        return [(sample["image_id"], pixels_of(sample["image"])) for sample in samples]
+
+    def _loader(self, split: str, *, prepare: TrainingBatch | EvaluationBatch, seed: int | None) -> Loader:
+        return Loader(
+            root=self.root,
+            manifest=self.manifest,
+            split=split,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            prepare=prepare,
+            seed=seed,
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            world_size=1 if self.trainer is None else self.trainer.world_size,
+        )
+
+
+def _in_flight(trainer: pl.Trainer) -> int:
+    """Batches that the trainer has taken but not trained yet: 1 within a step, 0 between steps."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.state_dict()["current"]
+    return int(progress["ready"] - progress["processed"])
+
+
+def _automatic_workers() -> int:
+    return min(GPU_WORKERS, os.cpu_count() or 1) if torch.cuda.is_available() else 0

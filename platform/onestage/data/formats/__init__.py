@@ -1,0 +1,1 @@
+"""Readers of the formats that people keep their annotations in, each into a ``Source``."""

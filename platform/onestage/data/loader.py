@@ -1,0 +1,150 @@
+"""Batches of one split in an exact order, that can stop at any step and go on from there."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import cv2
+import torch
+import webdataset as wds
+from torch.utils.data import DataLoader, get_worker_info
+
+from onestage.data.manifest import Manifest
+from onestage.data.order import Share, in_order, num_steps, shares, shuffled
+from onestage.data.samples import Prepare, RawShare
+from onestage.data.shards import ShardReader
+from onestage.errors import InputError
+from onestage.types import Batch
+
+
+class Loader:
+    """Iterates over one epoch's batches of this rank: shuffled by ``seed``, or as stored where it is None.
+
+    ``batch_size`` is per rank; every rank has the same number of steps. ``state_dict`` says how far training has come,
+    in images as well as batches, so that another batch size or world size goes on at the same image, or up to one
+    global batch before it. ``in_flight`` tells how many of the batches handed out are not trained yet.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Path | str,
+        manifest: Manifest,
+        split: str,
+        batch_size: int,
+        num_workers: int,
+        prepare: Prepare,
+        seed: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        in_flight: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.root = Path(root)
+        self.manifest = manifest
+        self.split = split
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.prepare = prepare
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.in_flight = in_flight
+        self._next = (0, 0)  # epoch and batch at which the next iteration starts
+        self._reached: tuple[int, int] | None = None  # the same of the running one, after what it handed out
+
+    batch_sampler: Final = None  # Lightning reads it beside ``sampler``
+
+    @property
+    def num_samples(self) -> int:
+        """Images of the split, over all ranks."""
+        return self.manifest.split(self.split).num_samples
+
+    @property
+    def sampler(self) -> "Loader":
+        """Lightning calls ``set_epoch`` on a loader's sampler before each epoch; here that is the loader itself."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is over ``epoch``."""
+        self._next = (epoch, self._next[1])
+
+    def start_at(self, batch: int) -> None:
+        """The next iteration, and only that, leaves out the batches before ``batch``."""
+        self._next = (self._next[0], batch)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, wherever the next iteration starts."""
+        return num_steps(self.num_samples, batch_size=self.batch_size, world_size=self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator, so that this is read with the first batch: Lightning asks for the iterator of a fit's first epoch
+        # before it says which epoch that is.
+        epoch, start = self._reached = self._next
+        self._next = (epoch, 0)
+        pipeline = wds.DataPipeline(
+            partial(_read, self.root, self.manifest, self.split, self._shares(epoch)[start:]),
+            wds.map(partial(self.prepare, epoch=epoch)),
+            _hand_over_errors,
+        )
+        loader = DataLoader(
+            pipeline,
+            batch_size=None,
+            num_workers=self.num_workers,
+            worker_init_fn=_one_thread,
+            # Its own generator: the model's random numbers must not depend on how often a loader was started.
+            generator=torch.Generator(),
+        )
+        for batch, item in enumerate(loader, start=start + 1):
+            if isinstance(item, InputError):
+                raise item
+            self._reached = (epoch, batch)
+            yield item
+
+    def _shares(self, epoch: int) -> list[Share]:
+        ranks = {"rank": self.rank, "world_size": self.world_size}
+        if self.seed is None:
+            keys = in_order(self.manifest, self.split, **ranks)
+        else:
+            keys = shuffled(self.manifest, self.split, seed=self.seed, epoch=epoch, **ranks)
+        return shares(keys, num_samples=self.num_samples, batch_size=self.batch_size, world_size=self.world_size)
+
+    def state_dict(self) -> dict[str, int]:
+        """What has been trained, the same on every rank: ``epoch``, its ``batches`` and ``images`` over all ranks."""
+        epoch, batches = self._next
+        if self._reached is not None:
+            epoch, batches = self._reached
+            batches -= self.in_flight()
+        images = min(batches * self.batch_size * self.world_size, self.num_samples)
+        return {"epoch": epoch, "batches": batches, "images": images}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind what ``state`` says has been trained; after an epoch's last image, with the next epoch."""
+        if state["images"] >= self.num_samples:
+            self._next = (state["epoch"] + 1, 0)
+        else:
+            self._next = (state["epoch"], state["images"] // (self.batch_size * self.world_size))
+        self._reached = None
+
+
+def _read(root: Path, manifest: Manifest, split: str, shares: list[Share]) -> Iterator[RawShare]:
+    """The raw samples of every W-th share in loader worker w of W; DataLoader asks the workers in turn."""
+    reader = ShardReader(root, split, manifest=manifest)
+    worker = get_worker_info()
+    mine = shares if worker is None else shares[worker.id :: worker.num_workers]
+    for share in mine:
+        yield [reader.read(key) for key in share.keys], share.global_images
+
+
+def _hand_over_errors(batches: Iterator[Batch]) -> Iterator[Batch | InputError]:
+    """An error raised in a loader worker arrives wrapped in its traceback; one that is handed over stays one line."""
+    try:
+        yield from batches
+    except InputError as error:
+        yield error
+
+
+def _one_thread(worker: int) -> None:
+    # Workers are the parallelism: threads of each would only fight for the same cores.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

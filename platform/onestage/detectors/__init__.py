@@ -1,0 +1,1 @@
+"""One file per paper; ``conf/detector/*.yaml`` names the class."""

@@ -1,0 +1,117 @@
+"""What every one-stage detector has, whatever its paper.
+
+B images, K classes, G boxes of one image; boxes in pixels of the network's input.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from onestage.errors import InputError
+from onestage.types import Detections, Target
+
+
+class OneStageDetector(nn.Module, ABC):
+    """images -> output -> losses or detections.
+
+    ``input_size`` is [H, W] of the images that data prepares, ``stride`` what both must be multiples of.
+    With ``freeze_norm`` batch norm keeps its statistics, in training too: what small batches and fine-tuning want.
+    """
+
+    stride: int
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        input_size: Sequence[int],
+        score_threshold: float,
+        nms_iou: float,
+        max_detections: int,
+        freeze_norm: bool,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise InputError(f"detector.num_classes must be at least 1, got {num_classes}")
+        self.num_classes = num_classes
+        self.input_size = [int(side) for side in input_size]
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.max_detections = max_detections
+        self.freeze_norm = freeze_norm
+        self.mean_over_ranks: Callable[[Tensor], Tensor] = _identity
+        """Averages a count that a loss divides by over the ranks of a DDP training, which replaces it."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Any:
+        """The raw answer for images (B, 3, H, W), float RGB in [0, 1]."""
+
+    @abstractmethod
+    def losses(self, output: Any, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """The loss by part, scalars averaged over the images; the total is their sum."""
+
+    @abstractmethod
+    def detect(self, output: Any) -> list[Detections]:
+        """What was found in each image, score falling."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError where the network cannot take an input of this size."""
+        if height % self.stride or width % self.stride or min(height, width) < self.stride:
+            raise InputError(
+                f"{type(self).__name__} takes inputs whose height and width are multiples of {self.stride}, "
+                f"got {height}x{width}: set detector.input_size"
+            )
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises InputError for anything but images (B, 3, H, W) of a size that the network can take."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InputError(
+                f"{type(self).__name__} takes RGB images of shape (B, 3, H, W), got {tuple(images.shape)}"
+            )
+        self.check_size(images.shape[2], images.shape[3])
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def _identity(count: Tensor) -> Tensor:
+    return count
+
+
+class Truths:
+    """The targets of a batch as flat tensors, N boxes in all.
+
+    ``image`` (N,) tells whose each box is; ``padded`` (B, G, 4) holds the boxes image by image, zeros (which overlap
+    nothing) where an image has fewer than the batch's most.
+    """
+
+    def __init__(self, targets: Sequence[Target], *, num_classes: int, device: torch.device) -> None:
+        counts = [len(target.labels) for target in targets]
+        self.boxes = torch.cat([target.boxes for target in targets]).to(device, torch.float32)  # (N, 4)
+        self.labels = torch.cat([target.labels for target in targets]).to(device)  # (N,)
+        self.image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)
+        self.padded = self.boxes.new_zeros(len(counts), max(counts, default=0), 4)
+        slot = torch.cat([torch.arange(count) for count in counts]).to(device)
+        self.padded[self.image, slot] = self.boxes
+        self._check(targets, num_classes)
+
+    def _check(self, targets: Sequence[Target], num_classes: int) -> None:
+        wrong = ~torch.isfinite(self.boxes).all(dim=1)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise InputError(f"image {targets[int(self.image[at])].image_id} has a box that is not finite: "
+                             f"{self.boxes[at].tolist()}")
+        wrong = (self.labels < 0) | (self.labels >= num_classes)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            raise InputError(f"image {targets[int(self.image[at])].image_id} has label {int(self.labels[at])}, "
+                             f"outside 0 to {num_classes - 1}: detector.num_classes is {num_classes}")

@@ -1,0 +1,1 @@
+"""How good the detections of a whole split are."""

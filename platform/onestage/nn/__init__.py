@@ -1,0 +1,1 @@
+"""Parts of networks: blocks, backbones, necks and heads."""

@@ -1,0 +1,54 @@
+"""Darknet backbones. Each returns its maps finest first; ``channels`` and ``strides`` say of what."""
+
+from typing import Final
+
+from torch import Tensor, nn
+
+from onestage.nn.blocks import ConvBlock, Residual, SamePool, scaled
+
+
+class Darknet53(nn.Module):
+    """Darknet-53 without its classifier (arXiv:1804.02767, Table 1): maps at strides 8, 16 and 32."""
+
+    NUM_RESIDUALS: Final = (1, 2, 8, 8, 4)
+
+    def __init__(self, *, width: float = 1.0) -> None:
+        super().__init__()
+        channels = [scaled(32 * 2**stage, width) for stage in range(6)]
+        self.channels = tuple(channels[3:])
+        self.strides = (8, 16, 32)
+        self.stem = ConvBlock(3, channels[0], kernel=3)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                ConvBlock(channels[stage], channels[stage + 1], kernel=3, stride=2),
+                *(Residual(channels[stage + 1]) for _ in range(num)),
+            )
+            for stage, num in enumerate(self.NUM_RESIDUALS)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps, x = [], self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps[2:]
+
+
+class DarknetTiny(nn.Module):
+    """The seven convolutions of Darknet's ``yolov3-tiny.cfg``: maps at strides 16 and 32."""
+
+    def __init__(self, *, width: float = 1.0) -> None:
+        super().__init__()
+        channels = [scaled(16 * 2**stage, width) for stage in range(7)]
+        self.channels = (channels[4], channels[6])
+        self.strides = (16, 32)
+        blocks = [ConvBlock(inputs, outputs, kernel=3) for inputs, outputs in zip([3, *channels], channels, strict=False)]
+        self.fine = nn.Sequential()
+        for block in blocks[:4]:
+            self.fine.extend([block, nn.MaxPool2d(2)])
+        self.fine.append(blocks[4])
+        self.coarse = nn.Sequential(nn.MaxPool2d(2), blocks[5], SamePool(), blocks[6])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        fine = self.fine(images)
+        return [fine, self.coarse(fine)]

@@ -1,0 +1,179 @@
+"""Carries what a spool holds to one MLflow run. Every call may take seconds and may raise: for threads only."""
+
+import logging
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from onestage.tracking.client import client, refused
+from onestage.tracking.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Metric
+
+log = logging.getLogger(__name__)
+
+# mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH and MAX_ENTITY_KEY_LENGTH.
+POINTS_PER_CALL: Final = 1000
+PARAMS_PER_CALL: Final = 100
+NAME_LIMIT: Final = 250
+ITEM_TAG: Final = "onestage.item"
+
+
+class Point(NamedTuple):
+    """One number of one metric; ``time_ms`` since the epoch says when it was logged, not when it was sent."""
+
+    key: str
+    value: float
+    time_ms: int
+    step: int
+
+
+class Refused(Exception):
+    """The store will never take this, however often it is sent."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if refused(error):
+            raise Refused(redact(str(error))) from error
+        raise
+
+
+@lru_cache(maxsize=4096)
+def allowed_name(name: str) -> str:
+    """The name with what MLflow forbids in metrics, params and tags replaced.
+
+    >>> [allowed_name(name) for name in ("val/ap/traffic light", "val/ap/cat&dog", "/../a//b")]
+    ['val/ap/traffic light', 'val/ap/cat_dog', 'a/b']
+    """
+    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)[:NAME_LIMIT]).lstrip("/.") or "_"
+
+
+class Delivery(Protocol):
+    """Where a spool sends to. Any exception but `Refused` means: not now, try again."""
+
+    def latest_steps(self) -> dict[str, int]:
+        """The last step that the store holds of each metric."""
+
+    def points(self, points: Sequence[Point]) -> None:
+        """Send at most `POINTS_PER_CALL` points. Sending the same ones again changes nothing."""
+
+    def item(self, kind: str, fields: Mapping[str, Any], payload: Path) -> None:
+        """Send one params, tags, artifact, picture or model; ``payload`` is the folder of its files."""
+
+
+class RunDelivery:
+    """Delivery to the MLflow run ``run_id`` of the store at ``uri``. Whatever is sent twice is there once."""
+
+    def __init__(self, *, uri: str, run_id: str) -> None:
+        self._uri = uri
+        self._run_id = run_id
+
+    @property
+    def _client(self) -> "MlflowClient":
+        return client(self._uri)
+
+    def latest_steps(self) -> dict[str, int]:
+        # Run.data.metrics has the values alone; the message form of the same answer has the steps.
+        return {metric.key: metric.step for metric in self._client.get_run(self._run_id).data.to_proto().metrics}
+
+    def points(self, points: Sequence[Point]) -> None:
+        with _refusals():
+            self._log_batch(metrics=[self._metric(point) for point in points])
+
+    def item(self, kind: str, fields: Mapping[str, Any], payload: Path) -> None:
+        senders: dict[str, Callable[..., None]] = {
+            "params": self._params,
+            "tags": self._tags,
+            "artifact": self._artifact,
+            "picture": self._picture,
+            "model": self._model,
+        }
+        with _refusals():
+            senders[kind](payload=payload, **fields)
+
+    def _metric(self, point: Point, model_id: str | None = None) -> "Metric":
+        from mlflow.entities import Metric
+
+        return Metric(point.key, point.value, point.time_ms, point.step, model_id=model_id)
+
+    def _log_batch(self, **entities: Any) -> None:
+        self._client.log_batch(self._run_id, **entities, synchronous=True)
+
+    def _params(self, *, payload: Path, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        held = self._client.get_run(self._run_id).data.params
+        if changed := sorted(key for key, value in params.items() if held.get(key, value) != value):
+            log.warning("params stay as this run first logged them (MLflow keeps one value): %s", ", ".join(changed))
+        new = [Param(key, value) for key, value in params.items() if key not in held]
+        for start in range(0, len(new), PARAMS_PER_CALL):
+            self._log_batch(params=new[start : start + PARAMS_PER_CALL])
+
+    def _tags(self, *, payload: Path, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        every = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, len(every), PARAMS_PER_CALL):
+            self._log_batch(tags=every[start : start + PARAMS_PER_CALL])
+
+    def _artifact(self, *, payload: Path, folder: str) -> None:
+        for path in sorted(payload.iterdir()):
+            self._client.log_artifact(self._run_id, str(path), folder or None)
+
+    def _picture(self, *, payload: Path, key: str, step: int, time_ms: int) -> None:
+        import PIL.Image
+
+        # MLflow's own name for it, up to the time: a picture of this key and step is logged once.
+        start = f"images/{key.replace('/', '~')}+step+{step}+"
+        if any(
+            file.path.startswith(start) and file.path.endswith(".webp")
+            for file in self._client.list_artifacts(self._run_id, "images")
+        ):
+            return
+        with PIL.Image.open(payload / "picture.png") as image:
+            self._client.log_image(self._run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
+
+    def _model(self, *, payload: Path, name: str, metrics: dict[str, float], step: int, time_ms: int) -> None:
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        model = self._logged_model(name, tag=str(time_ms))
+        if str(model.status) == "READY":
+            return
+        stamped = Model.load(str(payload))
+        stamped.artifact_path = model.artifact_location
+        stamped.model_uuid = stamped.model_id = model.model_id
+        stamped.run_id = self._run_id
+        stamped.save(str(payload / "MLmodel"))
+        self._client.log_model_artifacts(model.model_id, str(payload))
+        self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step)])
+        points = [self._logged_point(Point(key, value, time_ms, step)) for key, value in metrics.items()]
+        self._log_batch(metrics=[self._metric(point, model.model_id) for point in points])
+        self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _logged_model(self, name: str, *, tag: str) -> "LoggedModel":
+        """The run's model of that name and tag: one whose upload was cut is taken up again."""
+        experiment = self._client.get_run(self._run_id).info.experiment_id
+        mine = f"source_run_id = '{self._run_id}' AND name = '{name}' AND tags.`{ITEM_TAG}` = '{tag}'"
+        if found := self._client.search_logged_models([experiment], filter_string=mine, max_results=1):
+            return found[0]
+        return self._client.create_logged_model(
+            experiment, name=name, source_run_id=self._run_id, tags={ITEM_TAG: tag}, model_type="object-detector"
+        )
+
+    def _logged_point(self, point: Point) -> Point:
+        """The run's own point of that key and step, if it has one: linking a model must not add a second."""
+        for held in self._client.get_metric_history(self._run_id, point.key):
+            if held.step == point.step:
+                return point._replace(value=held.value, time_ms=held.timestamp)
+        return point

@@ -1,0 +1,64 @@
+"""Where a run comes from: its host, process, user and commit, as tags; and whether that process still is."""
+
+import getpass
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+import psutil
+
+HOST_TAG: Final = "onestage.host"
+PID_TAG: Final = "onestage.pid"
+STARTED_TAG: Final = "onestage.started"
+
+
+def origin_tags() -> dict[str, str]:
+    """What a new run says of itself; its process is this one."""
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": sys.argv[0] or sys.executable,
+        "mlflow.source.type": "LOCAL",
+        **_git_commit(),
+        **process_tags(),
+    }
+
+
+def process_tags() -> dict[str, str]:
+    """This process, so that another can tell whether it is gone."""
+    return {HOST_TAG: host(), PID_TAG: str(os.getpid()), STARTED_TAG: f"{psutil.Process().create_time():.2f}"}
+
+
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process of these tags runs on this host; a reused pid shows by its start time."""
+    if tags.get(HOST_TAG) != host() or PID_TAG not in tags:
+        return False
+    try:
+        process = psutil.Process(int(tags[PID_TAG]))
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(abs(process.create_time() - float(tags[STARTED_TAG])) < 1.0)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def host() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container's user need not have a name.
+        return str(os.getuid())
+
+
+def _git_commit() -> dict[str, str]:
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": asked.stdout.strip()}

@@ -1,0 +1,1 @@
+"""How any detector is trained: the Lightning module, schedules and callbacks."""

@@ -1,0 +1,125 @@
+"""What goes along with a training: averaged weights, timing, progress and pictures."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import Tensor
+
+from onestage.drawing import draw, side_by_side
+from onestage.training.module import DetectionModule
+from onestage.types import Batch
+
+
+class Ema(WeightAveraging):
+    """Exponential moving average of the weights, which is what is validated and saved.
+
+    The decay grows to its value as (1 + n) / (10 + n) over the n updates, so that a short training does not evaluate
+    its first, random weights.
+    """
+
+    def __init__(self, *, decay: float) -> None:
+        super().__init__(multi_avg_fn=self._update)
+        self.decay = decay
+
+    @torch.no_grad()
+    def _update(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            n = int(num_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + n) / (10 + n)))
+        else:  # counters, such as the images seen
+            torch._foreach_copy_(averaged, current)
+
+
+class Throughput(Callback):
+    """Logs images per second over all ranks, and the share of time that a step waited for its batch."""
+
+    def __init__(self) -> None:
+        self.ended = time.perf_counter()
+        self.started = self.ended
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        took, waited = now - self.ended, self.started - self.ended
+        self.ended = now
+        num_images = batch.global_images or len(batch) * trainer.world_size
+        self.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": waited / took}, batch_size=1)
+
+
+class Progress(Callback):
+    """Tells ``sink`` where the training stands: after every step, at most twice a second, and after validation."""
+
+    def __init__(self, sink: Callable[[dict[str, Any]], None]) -> None:
+        self.sink = sink
+        self.told = 0.0
+
+    def _tell(self, trainer: pl.Trainer) -> None:
+        self.told = time.perf_counter()
+        metrics = trainer.callback_metrics
+        shown = ("train/loss", "perf/images_per_s", "val/map", "val/map_50")
+        self.sink(
+            {
+                "epoch": trainer.current_epoch,
+                "num_epochs": trainer.max_epochs,
+                "step": trainer.global_step,
+                "num_steps": int(trainer.estimated_stepping_batches),
+                **{name: float(metrics[name]) for name in shown if name in metrics},
+            }
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero and time.perf_counter() - self.told > 0.5:
+            self._tell(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._tell(trainer)
+
+
+class Pictures(Callback):
+    """Draws the same few validation images after each validation, truth on the left and prediction on the right."""
+
+    def __init__(
+        self,
+        images: Sequence[tuple[int, np.ndarray]],
+        *,
+        classes: Sequence[str],
+        sink: Callable[[str, np.ndarray, int], None],
+        threshold: float = 0.25,
+    ) -> None:
+        self.images = dict(images)
+        self.classes = classes
+        self.sink = sink
+        self.threshold = threshold
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        if not trainer.is_global_zero:
+            return
+        for one in pl_module.found:
+            if one.image_id in self.images:
+                image = self.images[one.image_id]
+                truth = draw(image, one.target.boxes, one.target.labels, classes=self.classes)
+                sure = one.detections.scores >= self.threshold
+                guess = draw(
+                    image,
+                    one.detections.boxes[sure],
+                    one.detections.labels[sure],
+                    scores=one.detections.scores[sure],
+                    classes=self.classes,
+                )
+                self.sink(f"val/image_{one.image_id:06d}", side_by_side(truth, guess), trainer.global_step)

@@ -1,0 +1,203 @@
+"""The one Lightning module for all detectors.
+
+B images of this rank's batch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from onestage.training.schedules import Schedule
+from onestage.types import Batch, Detections, Target
+
+
+class Found(NamedTuple):
+    """One validation image: its detections and its truth, both in the original image's pixels, on the CPU."""
+
+    image_id: int
+    detections: Detections
+    target: Target
+
+
+class Metric(Protocol):
+    """Scores of a whole split by name, such as ``map_50``."""
+
+    def __call__(self, found: Sequence[Found]) -> dict[str, float]: ...
+
+
+class DetectionModule(pl.LightningModule):
+    """Trains ``detector`` and validates it; every rank holds the same weights.
+
+    ``optimizer`` makes one from parameter groups; ``schedule`` gives the factor of its learning rate; ``card`` is plain
+    data that every checkpoint carries, enough to build the detector again.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector: nn.Module,
+        optimizer: Callable[[Iterable[Any]], Optimizer],
+        schedule: Schedule,
+        metric: Metric,
+        seed: int,
+        card: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        # Convolutions on CPUs and tensor cores alike run fastest with channels last.
+        self.detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.metric = metric
+        self.seed = seed
+        self.card = dict(card)
+        self.images_seen = 0
+        self.found: list[Found] = []
+        self.val_losses: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        self.detector.mean_over_ranks = self._mean_over_ranks  # type: ignore[assignment]
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        reduced: Tensor = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")  # type: ignore[assignment]
+        return reduced
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Weight decay acts on weights alone: a decayed norm or bias only shrinks the signal."""
+        weights = [p for p in self.detector.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.detector.parameters() if p.requires_grad and p.ndim <= 1]
+        optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = max(int(self.trainer.num_training_batches), 1)
+
+        def factor(step: int) -> float:
+            # Step 0 is the first to be taken: a warm-up from nothing would waste it.
+            return self.schedule((step + 1) / steps_per_epoch, num_steps / steps_per_epoch)
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # What a step draws depends on the seed, step and rank alone, so that a resumed run draws the same.
+        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if len(batch) == 0:
+            # The epoch's last step can leave a rank without an image; the others still wait for its gradients.
+            losses = {}
+            loss = torch.stack([p.sum() for p in self.detector.parameters() if p.requires_grad]).sum() * 0.0
+        else:
+            # DDP averages over ranks: weighting by images makes that the mean over the images of the whole step.
+            share = len(batch) * self.trainer.world_size / (batch.global_images or len(batch) * self.trainer.world_size)
+            losses = {name: part * share for name, part in self._losses(batch).items()}
+            loss = torch.stack(list(losses.values())).sum()
+        self._log_losses(loss, losses)
+        self.images_seen += batch.global_images or len(batch) * self.trainer.world_size
+        if hasattr(self.detector, "seen"):
+            self.detector.seen += batch.global_images or len(batch) * self.trainer.world_size
+        return loss
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = self.detector.losses(self.detector(to_float(batch.images)), batch.targets)  # type: ignore[operator]
+        return parts
+
+    def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
+        """The step's losses over all ranks, by name; one reduction of a few numbers."""
+        names = [f"train/loss/{name}" for name in self._part_names(losses)]
+        values = torch.stack([loss.detach(), *(losses[name].detach() for name in losses)])
+        if self.trainer.world_size > 1:
+            padded = values.new_zeros(1 + len(names))
+            padded[: len(values)] = values
+            values = self._mean_over_ranks(padded)
+        self.log_dict(dict(zip(["train/loss", *names], values, strict=True)), batch_size=1)
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[0], batch_size=1)  # type: ignore[union-attr]
+
+    def _part_names(self, losses: Mapping[str, Tensor]) -> list[str]:
+        """Also on a rank that has no image: the names seen before, which all ranks share."""
+        if losses:
+            self._names = list(losses)
+        return getattr(self, "_names", [])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm = nn.utils.clip_grad_norm_(self.detector.parameters(), gradient_clip_val or float("inf"))
+        self.log("train/grad_norm", norm, batch_size=1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if len(batch) == 0:
+            return
+        output = self.detector(to_float(batch.images))
+        parts = self.detector.losses(output, batch.targets)  # type: ignore[operator]
+        self.val_losses.append(torch.stack(list(parts.values())).sum().detach().cpu() * len(batch))
+        detections = self.detector.detect(output)  # type: ignore[operator]
+        self.found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
+
+    def on_validation_epoch_end(self) -> None:
+        """Gathers every image once to rank 0, which alone computes the metrics and tells the others."""
+        loss = torch.stack(self.val_losses).sum() if self.val_losses else torch.zeros(())
+        gathered = gather((self.found, float(loss)), self.trainer.world_size)
+        metrics: dict[str, float] = {}
+        if gathered is not None:
+            found = sorted((one for part, _ in gathered for one in part), key=lambda one: one.image_id)
+            metrics = {f"val/{name}": value for name, value in self.metric(found).items()}
+            metrics["val/loss"] = sum(part for _, part in gathered) / max(len(found), 1)
+            self.found = found
+        metrics = self.trainer.strategy.broadcast(metrics)
+        self.log_dict(metrics, batch_size=1)
+
+    def on_validation_epoch_start(self) -> None:
+        self.found, self.val_losses = [], []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["onestage"] = self.card | {"images_seen": self.images_seen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.images_seen = checkpoint["onestage"]["images_seen"]
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as float in [0, 1], channels last; uint8 ones are scaled."""
+    images = images.float().div_(255) if images.dtype == torch.uint8 else images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def in_original(detections: Detections, target: Target) -> Found:
+    """Detections and truth of one image on the CPU, in the original image's pixels: where sizes mean something."""
+    place = target.placement
+    target = target.to("cpu")
+    return Found(
+        target.image_id,
+        Detections(
+            place.to_original(detections.boxes.cpu()),  # type: ignore[arg-type]
+            detections.scores.cpu(),
+            detections.labels.cpu(),
+        ),
+        Target(
+            place.to_original(target.boxes),
+            target.labels,
+            target.image_id,
+            crowd=target.crowd,
+            difficult=target.difficult,
+        ),
+    )
+
+
+def gather(value: Any, world_size: int) -> list[Any] | None:
+    """The ranks' values on rank 0, None elsewhere."""
+    if world_size == 1:
+        return [value]
+    gathered = [None] * world_size if torch.distributed.get_rank() == 0 else None
+    torch.distributed.gather_object(value, gathered)
+    return gathered

@@ -1,0 +1,90 @@
+"""The values that pass between the rooms.
+
+B images, G boxes of one image, D detections of one image. Boxes are pixels XYXY, labels 0 to K-1, no background.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, NewType
+
+import torch
+from torch import Tensor
+
+XYXY = NewType("XYXY", Tensor)
+"""Boxes (..., 4) as left, top, right, bottom."""
+CXCYWH = NewType("CXCYWH", Tensor)
+"""Boxes (..., 4) as centre x, centre y, width, height."""
+
+
+class Placement(NamedTuple):
+    """Where an image lies in the network's input: ``input = original * scale + offset``, for x and y, in pixels."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
+
+    def to_original(self, boxes: XYXY) -> XYXY:
+        """Boxes (N, 4) in input pixels as boxes in the original image's pixels.
+
+        >>> Placement(scale=(0.5, 0.5), offset=(10.0, 0.0)).to_original(XYXY(torch.tensor([[10.0, 0, 20, 5]]))).tolist()
+        [[0.0, 0.0, 20.0, 10.0]]
+        """
+        scale = boxes.new_tensor([*self.scale, *self.scale])
+        offset = boxes.new_tensor([*self.offset, *self.offset])
+        return XYXY((boxes - offset) / scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The truth about one image.
+
+    ``boxes`` (G, 4) in input pixels, ``labels`` (G,) int64, ``crowd`` and ``difficult`` (G,) bool (no box by default).
+    """
+
+    boxes: XYXY
+    labels: Tensor
+    image_id: int
+    placement: Placement = Placement()
+    crowd: Tensor | None = None
+    difficult: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Target":
+        """The same target with its tensors on ``device``."""
+        return replace(
+            self,
+            boxes=XYXY(self.boxes.to(device, non_blocking=True)),
+            labels=self.labels.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a detector found in one image: ``boxes`` (D, 4) in input pixels, ``scores`` (D,) falling, ``labels`` (D,)."""
+
+    boxes: XYXY
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a step.
+
+    ``images`` (B, 3, H, W), uint8 or float in [0, 1], RGB; ``global_images`` counts the images of the whole step over
+    all ranks, so that a short last batch is weighted by what it holds (0: this batch is the whole step).
+    """
+
+    images: Tensor
+    targets: Sequence[Target]
+    keys: Sequence[str]
+    global_images: int = field(default=0)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on ``device``; Lightning moves batches with this."""
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, targets=[target.to(device) for target in self.targets])

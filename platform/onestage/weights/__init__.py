@@ -1,0 +1,1 @@
+"""Weights that people have, read and written in their authors' formats."""

@@ -1,0 +1,190 @@
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torchvision.transforms import v2
+
+from onestage.data.datamodule import DetectionData
+from onestage.errors import InputError
+from onestage.types import Batch, Placement
+
+DataOf = Callable[..., DetectionData]
+
+
+def by_key(batches: list[Batch]) -> dict[str, tuple[torch.Tensor, Any]]:
+    return {
+        key: (image, target)
+        for batch in batches
+        for key, image, target in zip(batch.keys, batch.images, batch.targets, strict=True)
+    }
+
+
+def test_transform_set_to_none_is_left_out(dataset: Path) -> None:
+    augment = {"placement": None, "flip": v2.RandomHorizontalFlip(p=1)}
+    data = DetectionData(root=dataset, batch_size=4, input_size=[32, 48], augment=augment, seed=11, num_workers=0)
+    boxes = by_key(list(data.train_dataloader()))["000004"][1].boxes
+    # The original's 4 to 20 of 40 is 20 to 36 when flipped; letterboxed by 43 / 40 and moved by 2.
+    torch.testing.assert_close(boxes[0, 0::2], torch.tensor([20 * 43 / 40 + 2, 36 * 43 / 40 + 2]))
+
+
+def test_evaluation_leads_back_to_the_original(data_of: DataOf, dataset: Path) -> None:
+    data = data_of(dataset)
+    keys = [key for batch in data.val_dataloader() for key in batch.keys]
+    assert keys == [f"{number:06d}" for number in range(19, 24)]
+    for batch in data.dataloader("test"):
+        for target in batch.targets:
+            # 40x30 into 48x32: the height decides, 32 / 30, and the width becomes 43, which leaves 2 on the left.
+            assert target.placement == Placement(scale=(43 / 40, 32 / 30), offset=(2.0, 0.0))
+            boxes = [[4, 3, 20, 15], [10, 10, 40, 30]][: target.image_id % 3]
+            back = target.placement.to_original(target.boxes)
+            torch.testing.assert_close(back, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Recorder(pl.LightningModule):
+    """Records the keys of each step whose optimizer step was taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.steps: list[list[str]] = []
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.steps.append(list(batch.keys))
+        return (self.weight * batch.images.float().mean()).sum()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class SaveAndStop(pl.Callback):
+    """Saves a checkpoint in ``hook`` once ``after`` steps are trained, and lets the training die there."""
+
+    def __init__(self, path: Path, *, hook: str, after: int) -> None:
+        def save(trainer: pl.Trainer, *_: object) -> None:
+            if trainer.global_step >= after and not trainer.sanity_checking:
+                trainer.save_checkpoint(path)
+                raise Interrupted
+
+        setattr(self, hook, save)
+
+
+def fit(
+    data: DetectionData, *, callbacks: list[pl.Callback] | None = None, resume: Path | None = None, **settings: Any
+) -> list[list[str]]:
+    model = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks or [],
+        **settings,
+    )
+    with suppress(Interrupted):
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+    return model.steps
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_sees_each_epochs_order(
+    data_of: DataOf, dataset: Path, num_workers: int, expected_steps: list[list[str]]
+) -> None:
+    assert fit(data_of(dataset, num_workers=num_workers)) == expected_steps
+
+
+@pytest.mark.parametrize(
+    ("hook", "after", "settings"),
+    [
+        *[("on_train_batch_end", after, {}) for after in (1, 4, 5, 7, 10)],
+        ("on_train_epoch_end", 5, {}),
+        ("on_train_epoch_end", 10, {"limit_val_batches": 0}),
+        ("on_validation_end", 5, {}),
+        ("on_validation_end", 8, {"val_check_interval": 3}),
+    ],
+)
+def test_resumed_training_sees_just_the_next_keys(
+    data_of: DataOf,
+    dataset: Path,
+    tmp_path: Path,
+    hook: str,
+    after: int,
+    settings: dict[str, Any],
+    expected_steps: list[list[str]],
+) -> None:
+    path = tmp_path / "last.ckpt"
+    seen = fit(data_of(dataset), callbacks=[SaveAndStop(path, hook=hook, after=after)], **settings)
+    seen += fit(data_of(dataset), resume=path, **settings)
+    assert seen == expected_steps
+
+
+def test_resumed_with_loader_workers(
+    data_of: DataOf, dataset: Path, tmp_path: Path, expected_steps: list[list[str]]
+) -> None:
+    path = tmp_path / "last.ckpt"
+    callbacks: list[pl.Callback] = [SaveAndStop(path, hook="on_train_batch_end", after=7)]
+    seen = fit(data_of(dataset, num_workers=2), callbacks=callbacks)
+    seen += fit(data_of(dataset, num_workers=2), resume=path)
+    assert seen == expected_steps
+
+
+def test_checkpoint_within_a_step_repeats_that_step(
+    data_of: DataOf, dataset: Path, tmp_path: Path, expected_steps: list[list[str]]
+) -> None:
+    path = tmp_path / "last.ckpt"
+    seen = fit(data_of(dataset), callbacks=[SaveAndStop(path, hook="on_before_backward", after=6)])
+    assert len(seen) == 7
+    assert seen[:6] + fit(data_of(dataset), resume=path) == expected_steps
+
+
+@pytest.mark.parametrize(("second_hook", "second"), [("on_train_epoch_end", 5), ("on_train_batch_end", 8)])
+@pytest.mark.parametrize(
+    ("hook", "first"), [("on_train_batch_end", 3), ("on_validation_end", 5), ("on_train_epoch_end", 5)]
+)
+def test_resumed_twice(
+    data_of: DataOf,
+    dataset: Path,
+    tmp_path: Path,
+    hook: str,
+    first: int,
+    second_hook: str,
+    second: int,
+    expected_steps: list[list[str]],
+) -> None:
+    paths = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    seen = fit(data_of(dataset), callbacks=[SaveAndStop(paths[0], hook=hook, after=first)])
+    callbacks: list[pl.Callback] = [SaveAndStop(paths[1], hook=second_hook, after=second)]
+    seen += fit(data_of(dataset), resume=paths[0], callbacks=callbacks)
+    seen += fit(data_of(dataset), resume=paths[1])
+    assert seen == expected_steps
+
+
+def test_folder_without_a_dataset(data_of: DataOf, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no dataset folder"):
+        data_of(tmp_path).train_dataloader()
+
+
+def test_examples_are_as_stored(data_of: DataOf, dataset: Path) -> None:
+    examples = data_of(dataset).examples("val", 2)
+    assert [image_id for image_id, _ in examples] == [19, 20]
+    assert [(pixels.shape, int(pixels.min()), int(pixels.max())) for _, pixels in examples] == [
+        ((30, 40, 3), 152, 152),
+        ((30, 40, 3), 160, 160),
+    ]
+
+
+def test_workers_are_automatic() -> None:
+    data = DetectionData(root="nowhere", batch_size=1, input_size=[32, 32], augment={}, seed=0)
+    assert data.num_workers == 0 or torch.cuda.is_available()

@@ -1,0 +1,138 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onestage.data.datamodule import DetectionData
+from onestage.data.loader import Loader
+from onestage.errors import InputError
+from onestage.types import Batch, Placement
+
+DataOf = Callable[..., DetectionData]
+
+
+def rank_of(loader: Loader, rank: int, world_size: int) -> Loader:
+    loader.rank, loader.world_size = rank, world_size
+    return loader
+
+
+def by_key(batches: list[Batch]) -> dict[str, tuple[torch.Tensor, Any]]:
+    return {
+        key: (image, target)
+        for batch in batches
+        for key, image, target in zip(batch.keys, batch.images, batch.targets, strict=True)
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_yields_just_what_the_order_says(
+    data_of: DataOf, dataset: Path, num_workers: int, expected_steps: list[list[str]]
+) -> None:
+    loader = data_of(dataset, num_workers=num_workers).train_dataloader()
+    steps = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        assert len(loader) == 5
+        steps += [list(batch.keys) for batch in loader]
+    assert steps == expected_steps[:10]
+
+
+def test_batches_hold_their_images(data_of: DataOf, dataset: Path) -> None:
+    loader = data_of(dataset, plain=True).train_dataloader()
+    for batch in loader:
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous()
+        assert batch.images.shape == (len(batch.keys), 3, 32, 48)
+        assert batch.global_images == len(batch.keys)
+        for key, image, target in zip(batch.keys, batch.images, batch.targets, strict=True):
+            number = int(key)
+            assert target.image_id == number
+            assert image[:, 16, 24].tolist() == [8 * number] * 3
+            assert target.labels.tolist() == [0, 1][: number % 3]
+            assert target.difficult.tolist() == [False, True][: number % 3]
+            assert target.crowd.tolist() == [False, False][: number % 3]
+            assert target.placement == Placement()
+
+
+def test_augmentation_is_the_same_on_any_rank_worker_and_batch(data_of: DataOf, dataset: Path) -> None:
+    alone = by_key(list(data_of(dataset).train_dataloader()))
+    for num_workers, batch_size, world_size in ((0, 3, 2), (2, 4, 1)):
+        shared = by_key(
+            [
+                batch
+                for rank in range(world_size)
+                for batch in rank_of(
+                    data_of(dataset, num_workers=num_workers, batch_size=batch_size).train_dataloader(),
+                    rank,
+                    world_size,
+                )
+            ]
+        )
+        assert shared.keys() == alone.keys()
+        for key, (image, target) in alone.items():
+            assert torch.equal(image, shared[key][0])
+            assert torch.equal(target.boxes, shared[key][1].boxes)
+    loader = data_of(dataset).train_dataloader()
+    loader.set_epoch(1)
+    other = by_key(list(loader))
+    assert any(not torch.equal(alone[key][0], other[key][0]) for key in alone)
+
+
+def test_loading_leaves_the_global_generator_alone(data_of: DataOf, dataset: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(data_of(dataset).train_dataloader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_empty_share(data_of: DataOf, dataset: Path) -> None:
+    """19 images over 6 ranks of 3: one image is left for the second step, and five ranks have none."""
+    last = []
+    for rank in range(6):
+        loader = rank_of(data_of(dataset, batch_size=3).train_dataloader(), rank, 6)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 2
+        assert [batch.global_images for batch in batches] == [18, 1]
+        last.append(batches[-1])
+    assert [len(batch) for batch in last] == [1, 0, 0, 0, 0, 0]
+    assert last[-1].images.shape == (0, 3, 32, 48)
+    assert list(last[-1].targets) == list(last[-1].keys) == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_starts_in_the_middle_once(
+    data_of: DataOf, dataset: Path, num_workers: int, expected_steps: list[list[str]]
+) -> None:
+    loader = data_of(dataset, num_workers=num_workers).train_dataloader()
+    loader.start_at(3)
+    assert len(loader) == 5
+    expected = expected_steps[:5]
+    assert [list(batch.keys) for batch in loader] == expected[3:]
+    assert [list(batch.keys) for batch in loader] == expected
+
+
+def test_state_goes_on_at_the_same_image_in_another_world(
+    data_of: DataOf, dataset: Path, expected_steps: list[list[str]]
+) -> None:
+    loader = data_of(dataset).train_dataloader()
+    batches = iter(loader)
+    next(batches), next(batches)
+    assert loader.state_dict() == {"epoch": 0, "batches": 2, "images": 8}
+    other = data_of(dataset, batch_size=2).train_dataloader()
+    other.load_state_dict(loader.state_dict())
+    assert other.state_dict() == {"epoch": 0, "batches": 4, "images": 8}
+    assert [key for batch in other for key in batch.keys] == [key for step in expected_steps[2:5] for key in step]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_missing_shard_ends_the_training_with_one_line(
+    data_of: DataOf, dataset: Path, tmp_path: Path, num_workers: int
+) -> None:
+    root = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    (root / "train-000002.tar").unlink()
+    with pytest.raises(InputError, match=r"train-000002.tar is missing") as raised:
+        list(data_of(root, num_workers=num_workers).train_dataloader())
+    assert "\n" not in str(raised.value)
