@@ -91,7 +91,13 @@ def _train(config: dict[str, Any]) -> int:
 
 
 def _other(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    positional = getattr(options, "overrides", getattr(options, "images", None))
+    if positional is None or any(one.startswith("-") for one in rest):
+        parser.parse_args(arguments)  # says what it does not know
+    else:
+        positional += rest  # overrides and pictures may stand behind the options as well
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 
@@ -143,10 +149,11 @@ def _quickstart(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from onestage.data.formats import voc
-    from onestage.data.pack import pack
     from rich.console import Console
     from rich.progress import Progress
+
+    from onestage.data.formats import voc
+    from onestage.data.pack import pack
 
     source = voc.read(options.source)
     for finding in source.findings:
@@ -154,10 +161,10 @@ def _import(options: argparse.Namespace) -> int:
     num_samples = sum(len(records) for records in source.splits.values())
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("packing", total=num_samples)
-        manifest = pack(source, options.out, overwrite=options.overwrite, progress=lambda done, _: bar.update(task, completed=done))
-    boxes = {
-        name: sum(len(record.labels) for record in records) for name, records in source.splits.items()
-    }
+        manifest = pack(
+            source, options.out, overwrite=options.overwrite, progress=lambda done, _: bar.update(task, completed=done)
+        )
+    boxes = {name: sum(len(record.labels) for record in records) for name, records in source.splits.items()}
     if options.json:
         print(
             json.dumps(
@@ -211,7 +218,9 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result))
     else:
-        print(f"{result['num_images']} pictures and predictions.json ({result['num_detections']} boxes) in {options.out}")
+        print(
+            f"{result['num_images']} pictures and predictions.json ({result['num_detections']} boxes) in {options.out}"
+        )
     return DONE
 
 

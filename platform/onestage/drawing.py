@@ -13,7 +13,7 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 def draw(
     image: np.ndarray, boxes: Tensor, labels: Tensor, *, classes: Sequence[str], scores: Tensor | None = None
 ) -> np.ndarray:
-    """A copy of ``image`` with boxes (N, 4) in pixels, their class names and, where given, scores; no wider than 640."""
+    """A copy of ``image``, at most 640 pixels a side, with boxes (N, 4) in pixels, class names and scores if given."""
     scale = min(640 / image.shape[1], 640 / image.shape[0])
     scale = scale if scale < 1 else max(1, int(min(scale, 3)))
     canvas = np.ascontiguousarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))

@@ -67,9 +67,7 @@ def predict(
     threshold = predictor.threshold if threshold is None else threshold
     out.mkdir(parents=True, exist_ok=True)
     results = []
-    for number, file in enumerate(
-        track(files, description="predicting", console=Console(stderr=True), transient=True)
-    ):
+    for number, file in enumerate(track(files, description="predicting", console=Console(stderr=True), transient=True)):
         image = read_image(file)
         (found,) = predictor([image])
         sure = found.scores >= threshold

@@ -59,7 +59,7 @@ class Predictor:
         detector: OneStageDetector = build(config["detector"])
         detector.load_state_dict(weights)
         return cls(
-            detector=detector.to(memory_format=torch.channels_last).eval(),  # type: ignore[call-overload]
+            detector=detector.to(memory_format=torch.channels_last).eval(),
             classes=card["classes"],
             config=config,
             overrides=card["overrides"],

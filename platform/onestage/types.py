@@ -33,6 +33,9 @@ class Placement(NamedTuple):
         return XYXY((boxes - offset) / scale)
 
 
+AS_IT_IS = Placement()
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The truth about one image.
@@ -43,22 +46,28 @@ class Target:
     boxes: XYXY
     labels: Tensor
     image_id: int
-    placement: Placement = Placement()
+    placement: Placement = AS_IT_IS
     crowd: Tensor | None = None
     difficult: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Target":
         """The same target with its tensors on ``device``."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
         return replace(
             self,
-            boxes=XYXY(self.boxes.to(device, non_blocking=True)),
-            labels=self.labels.to(device, non_blocking=True),
+            boxes=XYXY(moved(self.boxes)),
+            labels=moved(self.labels),
+            crowd=None if self.crowd is None else moved(self.crowd),
+            difficult=None if self.difficult is None else moved(self.difficult),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What a detector found in one image: ``boxes`` (D, 4) in input pixels, ``scores`` (D,) falling, ``labels`` (D,)."""
+    """Found in one image: ``boxes`` (D, 4) in input pixels, ``scores`` (D,) falling, ``labels`` (D,)."""
 
     boxes: XYXY
     scores: Tensor

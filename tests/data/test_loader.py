@@ -88,6 +88,15 @@ def test_loading_leaves_the_global_generator_alone(data_of: DataOf, dataset: Pat
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_torch_has_its_threads_back_after_each_batch(data_of: DataOf, dataset: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert [torch.get_num_threads() for _ in data_of(dataset).train_dataloader()] == [3] * 5
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_empty_share(data_of: DataOf, dataset: Path) -> None:
     """19 images over 6 ranks of 3: one image is left for the second step, and five ranks have none."""
     last = []

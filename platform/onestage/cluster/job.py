@@ -4,7 +4,7 @@ from typing import Any, TypedDict
 
 
 class Job(TypedDict):
-    """A training as plain data; ``folder`` is where its checkpoints, spool and model live, ``tracking_uri`` absolute."""
+    """A training as plain data; ``folder`` is where its checkpoints, spool and model live."""
 
     config: dict[str, Any]
     run_id: str

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onestage.cluster.job import Job
 from onestage.cluster.progress import ProgressBar
 from onestage.config import compose, merged
 from onestage.data.manifest import Manifest
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How MLflow knows a run's end."""
 
 
 class Preempted(BaseException):
@@ -29,7 +32,7 @@ class Outcome:
     """How a training ended; ``exit_code`` says so to a shell."""
 
     run_id: str
-    status: str
+    status: Status
     exit_code: int
     folder: Path
     metrics: dict[str, float]
@@ -64,7 +67,9 @@ def launch(config: dict[str, Any]) -> Outcome:
         _reopen_run(uri, run_id)
     _write_json(folder / "config.json", config)
     job = Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri)
-    status, code, reason, result = "FAILED", FAILED, None, {}
+    status: Status = "FAILED"
+    code, reason = FAILED, None
+    result: dict[str, Any] = {}
     try:
         with _sigterm_raises(), ProgressBar() as bar:
             result = _run(job, bar)
@@ -148,7 +153,8 @@ def _share_machine(cluster: dict[str, Any]) -> None:
         cluster["gpus_per_worker"] = 1 if gpus >= workers else 0
     if cluster["gpus_per_worker"] * workers > gpus:
         raise InputError(
-            f"cluster.gpus_per_worker={cluster['gpus_per_worker']} for {workers} workers, but this machine has {gpus} GPUs"
+            f"{workers} workers of cluster.gpus_per_worker={cluster['gpus_per_worker']} need more than "
+            f"this machine's {gpus} GPUs"
         )
     cluster["cpus_per_worker"] = cluster["cpus_per_worker"] or max(cores // workers, 1)
     if cluster["cpus_per_worker"] * workers > cores:

@@ -1,6 +1,7 @@
 """A training as Ray Train workers: this machine for now, the same code for more."""
 
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +23,11 @@ def run(job: Job, *, cores: int, gpus: int, show: Callable[[dict[str, Any]], Non
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     timeout_s = job["config"]["cluster"]["start_timeout_s"]
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))
-    import ray
+    if "RAY_AUTH_MODE" not in os.environ:  # a token of this process; Ray would leave one in the home folder
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    import ray  # reads its settings from the environment when it is imported
 
-    with _own_sigterm(), _private_files():
+    with _own_sigterm():
         ray.init(
             address="local",
             num_cpus=cores,
@@ -48,23 +51,13 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Ray writes its token into the home folder, for everyone to read."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
 def _fit(job: Job, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster = job["config"]["cluster"]
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     gpus = cluster["gpus_per_worker"]
     trainer = TorchTrainer(
         worker_loop,
@@ -78,8 +71,9 @@ def _fit(job: Job, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         run_config=RunConfig(
             name=job["run_id"],
             storage_path=str(Path(job["folder"]) / "ray"),
-            failure_config=FailureConfig(
-                max_failures=cluster["max_failures"], controller_failure_limit=max(cluster["max_failures"], 1)
+            failure_config=FailureConfig(  # unbounded, a controller that can't get its workers would retry for ever
+                max_failures=cluster["max_failures"],
+                controller_failure_limit=max(cluster["max_failures"], 1),  # type: ignore[call-arg]
             ),
         ),
     )

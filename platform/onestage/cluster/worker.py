@@ -18,11 +18,18 @@ from onestage.config import build
 from onestage.data.datamodule import DetectionData
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
-from onestage.training.callbacks import Ema, Pictures, Progress, Throughput
+from onestage.training.callbacks import Ema, MidEpochCheckpoint, Pictures, Progress, Throughput
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule
 
 PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
+
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # data.num_workers says how many
+    ".*isinstance.treespec, LeafSpec.*",  # Lightning's own use of torch
+    ".*could not find the monitored key.*",  # between validations
+)
 
 
 def train(
@@ -35,11 +42,13 @@ def train(
 ) -> dict[str, Any]:
     """Fits, from the last checkpoint in the run's folder where there is one.
 
-    ``trainer_options`` place the trainer (accelerator, devices, strategy, plugins); ``prepare`` has the last word on it.
+    ``trainer_options`` place the trainer (accelerator, devices, strategy, plugins);
+    ``prepare`` has the last word on it.
 
     Returns plain data: the last metrics, and the paths of the last and the best checkpoint. Every rank gets the same.
     """
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # data.num_workers says how many
+    for expected in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=expected)
     config, folder = job["config"], Path(job["folder"])
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data: DetectionData = build(config["data"])
@@ -102,7 +111,9 @@ def train(
         if rank == 0:
             best = checkpoints / "best.ckpt"
             model = save_model(best if best.is_file() else last, folder / "model")
-            tracker.log_model(model, {k: v for k, v in metrics.items() if k.startswith("val/")}, step=trainer.global_step)
+            tracker.log_model(
+                model, {k: v for k, v in metrics.items() if k.startswith("val/")}, step=trainer.global_step
+            )
         return {"metrics": metrics, "checkpoint": str(last), "best": str(checkpoints / "best.ckpt")}
     finally:
         tracker.close()
@@ -134,13 +145,15 @@ def _callbacks(
     if settings["ema_decay"] > 0:
         callbacks.append(Ema(decay=settings["ema_decay"]))
 
-    def saved(filename: str, **when: Any) -> ModelCheckpoint:
-        return ModelCheckpoint(dirpath=checkpoints, filename=filename, enable_version_counter=False, **when)
+    def saved(filename: str, kind: type[ModelCheckpoint] = ModelCheckpoint, **when: Any) -> ModelCheckpoint:
+        return kind(dirpath=checkpoints, filename=filename, enable_version_counter=False, **when)
 
     if saving["every_steps"]:
-        callbacks.append(saved("last", every_n_train_steps=saving["every_steps"]))
+        callbacks.append(saved("last", MidEpochCheckpoint, every_n_train_steps=saving["every_steps"]))
     if saving["every_minutes"]:
-        callbacks.append(saved("last", train_time_interval=timedelta(minutes=saving["every_minutes"])))
+        callbacks.append(
+            saved("last", MidEpochCheckpoint, train_time_interval=timedelta(minutes=saving["every_minutes"]))
+        )
     callbacks.append(saved("best", monitor="val/map", mode="max"))
     callbacks.append(saved("last", every_n_epochs=1, save_on_train_epoch_end=True))
     return callbacks

@@ -18,22 +18,17 @@ def run(name: str, arguments: Sequence[str], task: Callable[[dict[str, Any]], in
     """
     overrides = [one for one in arguments if not one.startswith("-") and "=" in one]
     config = compose(name, overrides)  # refuses in one line what Hydra would in many
-    codes: list[int] = []
-    errors: list[BaseException] = []
+    accepted: list[bool] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def main(_: DictConfig) -> None:
-        try:
-            codes.append(task(config))
-        except BaseException as error:  # Hydra would print it its own way, and exit with 1
-            errors.append(error)
+        accepted.append(True)
 
     before = sys.argv
     sys.argv = [f"onestage {name}", *arguments]
     try:
-        main()
+        main()  # answers --cfg, --info and the shell's completion by itself
     finally:
         sys.argv = before
-    if errors:
-        raise errors[0]
-    return codes[0] if codes else 0
+    # Outside Hydra's main, which would print an error its own way and hold its global state while the task composes.
+    return task(config) if accepted else 0

@@ -6,7 +6,10 @@ from typing import Any, Final
 from onestage.errors import InputError
 
 ALLOWED: Final = (
-    *(f"onestage.{room}." for room in ("detectors", "nn", "anchors", "assign", "losses", "data", "metrics", "training")),
+    *(
+        f"onestage.{room}."
+        for room in ("detectors", "nn", "anchors", "assign", "losses", "data", "metrics", "training")
+    ),
     "torch.nn.",
     "torch.optim.",
     "torchvision.transforms.v2.",
@@ -19,13 +22,20 @@ ALLOWED: Final = (
 def build(node: Mapping[str, Any]) -> Any:
     """The object that ``node`` describes by ``_target_``, with everything below it; lists and dicts stay plain.
 
-    Raises InputError for a target that is not a class under ``ALLOWED``, before anything is called.
+    Raises InputError for a target that is not a class under ``ALLOWED``, before anything is called, and for values
+    that a constructor refuses with a ValueError.
     """
     for target in _targets(node):
         _check(target)
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    return instantiate(node, _convert_="all")
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):  # a constructor that refuses its values says why in one line
+            raise InputError(str(error.__cause__)) from error
+        raise
 
 
 def _targets(node: Any) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Composes, checks and resolves a config on the driver; what leaves this module is a plain dict."""
 
+import contextlib
 import difflib
 import json
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 
 from onestage.config.folder import CONF, options
 from onestage.errors import InputError
+
 
 def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config ``name`` with Hydra ``overrides``, resolved.
@@ -87,10 +89,8 @@ def _finish(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     manifest = Path(config["data"]["root"] or "") / "dataset.json"
     if config["data"]["root"] and manifest.is_file() and "detector.num_classes" not in overridden:
         # A file that is not a manifest is refused, with the reason, where it is opened as one.
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             config["detector"]["num_classes"] = len(json.loads(manifest.read_text())["classes"])
-        except (ValueError, KeyError, TypeError):
-            pass
     return config
 
 
@@ -130,7 +130,14 @@ def _check_types(default: Any, given: Any, key: str = "") -> None:
         return
     if default is None or given is None:
         return
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a group"}
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a group",
+    }
     wanted = next(kind for kind in kinds if isinstance(default, kind))
     fits = isinstance(given, wanted) and (wanted is bool or not isinstance(given, bool))
     if not fits and not (wanted is float and type(given) is int):

@@ -84,14 +84,14 @@ class Loader:
         self._next = (epoch, 0)
         pipeline = wds.DataPipeline(
             partial(_read, self.root, self.manifest, self.split, self._shares(epoch)[start:]),
-            wds.map(partial(self.prepare, epoch=epoch)),
+            wds.map(partial(_on_one_thread, self.prepare, epoch=epoch)),
             _hand_over_errors,
         )
         loader = DataLoader(
             pipeline,
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_one_thread_of_opencv,
             # Its own generator: the model's random numbers must not depend on how often a loader was started.
             generator=torch.Generator(),
         )
@@ -144,7 +144,20 @@ def _hand_over_errors(batches: Iterator[Batch]) -> Iterator[Batch | InputError]:
         yield error
 
 
-def _one_thread(worker: int) -> None:
-    # Workers are the parallelism: threads of each would only fight for the same cores.
-    cv2.setNumThreads(0)
+def _on_one_thread(prepare: Prepare, share: RawShare, *, epoch: int) -> Batch:
+    """What ``prepare`` makes of ``share``, with torch's threads held back meanwhile.
+
+    An image is too small to share: where no core is free, threads that wait for each other made it take four times as
+    long. In the training process torch gets its threads back for the model.
+    """
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        return prepare(share, epoch=epoch)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _one_thread_of_opencv(worker: int) -> None:
+    # Workers are the parallelism: threads of each would only fight for the same cores. Torch sees to its own.
+    cv2.setNumThreads(0)

@@ -69,9 +69,7 @@ class OneStageDetector(nn.Module, ABC):
     def check_images(self, images: Tensor) -> None:
         """Raises InputError for anything but images (B, 3, H, W) of a size that the network can take."""
         if images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(
-                f"{type(self).__name__} takes RGB images of shape (B, 3, H, W), got {tuple(images.shape)}"
-            )
+            raise InputError(f"{type(self).__name__} takes RGB images of shape (B, 3, H, W), got {tuple(images.shape)}")
         self.check_size(images.shape[2], images.shape[3])
 
     def train(self, mode: bool = True) -> Self:
@@ -97,7 +95,7 @@ class Truths:
     def __init__(self, targets: Sequence[Target], *, num_classes: int, device: torch.device) -> None:
         counts = [len(target.labels) for target in targets]
         self.boxes = torch.cat([target.boxes for target in targets]).to(device, torch.float32)  # (N, 4)
-        self.labels = torch.cat([target.labels for target in targets]).to(device)  # (N,)
+        self.labels = torch.cat([target.labels for target in targets]).to(device, torch.int64)  # (N,)
         self.image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)
         self.padded = self.boxes.new_zeros(len(counts), max(counts, default=0), 4)
         slot = torch.cat([torch.arange(count) for count in counts]).to(device)
@@ -108,10 +106,13 @@ class Truths:
         wrong = ~torch.isfinite(self.boxes).all(dim=1)
         if wrong.any():
             at = int(wrong.nonzero()[0])
-            raise InputError(f"image {targets[int(self.image[at])].image_id} has a box that is not finite: "
-                             f"{self.boxes[at].tolist()}")
+            raise InputError(
+                f"image {targets[int(self.image[at])].image_id} has a box that is not finite: {self.boxes[at].tolist()}"
+            )
         wrong = (self.labels < 0) | (self.labels >= num_classes)
         if wrong.any():
             at = int(wrong.nonzero()[0])
-            raise InputError(f"image {targets[int(self.image[at])].image_id} has label {int(self.labels[at])}, "
-                             f"outside 0 to {num_classes - 1}: detector.num_classes is {num_classes}")
+            raise InputError(
+                f"image {targets[int(self.image[at])].image_id} has label {int(self.labels[at])}, "
+                f"outside 0 to {num_classes - 1}: detector.num_classes is {num_classes}"
+            )

@@ -80,12 +80,14 @@ class YOLOv3(OneStageDetector):
         out_channels = [len(level) * (5 + num_classes) for level in priors]
         self.head = head(self.neck.channels, out_channels=out_channels)
         self._start_at(objectness_prior)
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.check_size(*self.input_size)
         if weights is not None:
             from onestage.weights import darknet
 
             darknet.load(self, weights)
+        self.train()  # freeze_norm holds from birth
 
     def _start_at(self, objectness: float) -> None:
         """RetinaNet's idea (arXiv:1708.02002, Sec. 3.3): born doubting, so that background does not swamp step one."""

@@ -42,7 +42,9 @@ class DarknetTiny(nn.Module):
         channels = [scaled(16 * 2**stage, width) for stage in range(7)]
         self.channels = (channels[4], channels[6])
         self.strides = (16, 32)
-        blocks = [ConvBlock(inputs, outputs, kernel=3) for inputs, outputs in zip([3, *channels], channels, strict=False)]
+        blocks = [
+            ConvBlock(inputs, outputs, kernel=3) for inputs, outputs in zip([3, *channels], channels, strict=False)
+        ]
         self.fine = nn.Sequential()
         for block in blocks[:4]:
             self.fine.extend([block, nn.MaxPool2d(2)])

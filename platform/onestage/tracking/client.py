@@ -27,7 +27,7 @@ DEFAULTS: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
-_WAYS_OUT: Final = "start one (`onestage server`), set MLFLOW_TRACKING_URI to another store, or use tracking=none"
+_WAYS_OUT: Final = "start one (`mlflow server`), set MLFLOW_TRACKING_URI to another store, or use tracking=none"
 
 
 def set_defaults() -> None:

@@ -76,7 +76,7 @@ def save(folder: Path, to: Path) -> None:
     from mlflow.types.schema import AnyType, Array
 
     description = json.loads((folder / "model.json").read_text())
-    request = Schema([ColSpec(AnyType(), "image")])  # type: ignore[no-untyped-call]
+    request = Schema([ColSpec(AnyType(), "image")])
     answer = Schema([
         ColSpec(Array(Array(DataType.double)), "boxes"),
         ColSpec(Array(DataType.double), "scores"),

@@ -139,7 +139,7 @@ class Spool:
     def _send_points(self, points: list[Point]) -> None:
         """Send in calls that the store allows; a point that it refuses is left out alone."""
         if not points:
-            return
+            return None
         if len(points) <= POINTS_PER_CALL:
             try:
                 return self._delivery.points(points)

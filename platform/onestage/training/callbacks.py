@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
 from torch import Tensor
 
 from onestage.drawing import draw, side_by_side
@@ -35,6 +35,19 @@ class Ema(WeightAveraging):
             torch._foreach_copy_(averaged, current)
 
 
+class MidEpochCheckpoint(ModelCheckpoint):
+    """Saves between steps, but not after an epoch's last one, where the end of the epoch is saved anyway.
+
+    Lightning 2.6.6 counts an epoch too few in a checkpoint of that moment: a second resume would repeat batches.
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
 class Throughput(Callback):
     """Logs images per second over all ranks, and the share of time that a step waited for its batch."""
 
@@ -57,7 +70,7 @@ class Throughput(Callback):
         took, waited = now - self.ended, self.started - self.ended
         self.ended = now
         num_images = batch.global_images or len(batch) * trainer.world_size
-        self.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": waited / took}, batch_size=1)
+        pl_module.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": waited / took}, batch_size=1)
 
 
 class Progress(Callback):
@@ -66,6 +79,11 @@ class Progress(Callback):
     def __init__(self, sink: Callable[[dict[str, Any]], None]) -> None:
         self.sink = sink
         self.told = 0.0
+        self.num_steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Asked once and by every rank: it may wait for the others.
+        self.num_steps = int(trainer.estimated_stepping_batches)
 
     def _tell(self, trainer: pl.Trainer) -> None:
         self.told = time.perf_counter()
@@ -76,7 +94,7 @@ class Progress(Callback):
                 "epoch": trainer.current_epoch,
                 "num_epochs": trainer.max_epochs,
                 "step": trainer.global_step,
-                "num_steps": int(trainer.estimated_stepping_batches),
+                "num_steps": self.num_steps,
                 **{name: float(metrics[name]) for name in shown if name in metrics},
             }
         )

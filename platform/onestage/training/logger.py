@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 
@@ -21,11 +21,6 @@ class SinkLogger(Logger):
     @property
     def version(self) -> str:
         return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> None:
-        return None
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -49,7 +50,7 @@ class DetectionModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         # Convolutions on CPUs and tensor cores alike run fastest with channels last.
-        self.detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.detector = detector.to(memory_format=torch.channels_last)
         self.optimizer = optimizer
         self.schedule = schedule
         self.metric = metric
@@ -65,10 +66,11 @@ class DetectionModule(pl.LightningModule):
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return value
-        reduced: Tensor = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")  # type: ignore[assignment]
+        reduced = self.trainer.strategy.reduce(value.detach(), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
         return reduced
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Weight decay acts on weights alone: a decayed norm or bias only shrinks the signal."""
         weights = [p for p in self.detector.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.detector.parameters() if p.requires_grad and p.ndim <= 1]
@@ -80,10 +82,8 @@ class DetectionModule(pl.LightningModule):
             # Step 0 is the first to be taken: a warm-up from nothing would waste it.
             return self.schedule((step + 1) / steps_per_epoch, num_steps / steps_per_epoch)
 
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        scheduler: LRSchedulerConfigType = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # What a step draws depends on the seed, step and rank alone, so that a resumed run draws the same.
@@ -100,9 +100,10 @@ class DetectionModule(pl.LightningModule):
             losses = {name: part * share for name, part in self._losses(batch).items()}
             loss = torch.stack(list(losses.values())).sum()
         self._log_losses(loss, losses)
-        self.images_seen += batch.global_images or len(batch) * self.trainer.world_size
-        if hasattr(self.detector, "seen"):
-            self.detector.seen += batch.global_images or len(batch) * self.trainer.world_size
+        num_images = batch.global_images or len(batch) * self.trainer.world_size
+        self.images_seen += num_images
+        if isinstance(seen := getattr(self.detector, "seen", None), Tensor):
+            seen += num_images
         return loss
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -60,17 +60,17 @@ def load(detector: DarknetDetector, path: str | Path) -> None:
     if not file.is_file():
         raise InputError(f"detector.weights: no file {file}")
     data = file.read_bytes()
-    if len(data) < 16:
-        raise InputError(f"detector.weights: {file} has {len(data)} bytes, less than a Darknet header")
-    major, minor, _ = np.frombuffer(data, "<i4", count=3)
+    major, minor = np.frombuffer(data[:8].ljust(8, b"\0"), "<i4")
     wide = major * 10 + minor >= 2
+    if len(data) < (20 if wide else 16):
+        raise InputError(f"detector.weights: {file} has {len(data)} bytes, less than a Darknet header")
     seen = int(np.frombuffer(data, "<u8" if wide else "<u4", count=1, offset=12)[0])
     body = memoryview(data)[20 if wide else 16 :]
     values = np.frombuffer(body[: len(body) // 4 * 4], "<f4")
     layers = [_values(*layer) for layer in _convolutions(detector)]
     needed = sum(tensor.numel() for layer in layers for tensor in layer)
     start = 0
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers, start=1):
         count = sum(tensor.numel() for tensor in layer)
         if start + count > len(values):
             raise InputError(

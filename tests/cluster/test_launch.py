@@ -1,0 +1,223 @@
+"""What a launch promises: refusals before anything starts, a finished MLflow run, and no training lost to a kill."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onestage.cli import main
+from onestage.cluster.launch import check, num_cores
+from onestage.config import compose
+
+from .conftest import SETTINGS
+
+Start = Callable[..., subprocess.Popen[str]]
+RunJson = Callable[..., dict[str, Any]]
+
+
+def closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    assert main(["train", *overrides]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def _elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
+    def test_no_dataset_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "data.root is not set" in refused(capsys, "tracking=none")
+
+    def test_a_folder_without_manifest(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={tmp_path}")
+        assert str(tmp_path) in said
+        assert "onestage data import" in said
+
+    def test_an_unknown_key_names_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "'trainer.max_epochs'" in refused(capsys, "trainer.max_epoch=3")
+
+    def test_an_unknown_detector_lists_what_there_is(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "yolov3, yolov3_tiny" in refused(capsys, "detector=yolov99")
+
+    def test_a_class_count_that_does_not_fit(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", "detector.num_classes=3")
+        assert "detector.num_classes is 3" in said
+        assert "10 classes" in said
+
+    def test_more_workers_than_cores(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", f"cluster.num_workers={num_cores() + 1}")
+        assert f"this machine has {num_cores()} cores" in said
+
+    def test_an_input_size_that_the_network_cannot_take(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        said = refused_after_start(
+            capsys, "cluster=none", "tracking=none", f"data.root={digits}", "detector.input_size=[100,100]"
+        )
+        assert "multiples of 32" in said
+
+    def test_an_unreachable_tracking_server(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        uri = f"http://someone:secret@127.0.0.1:{closed_port()}"
+        said = refused(capsys, f"data.root={digits}", f"tracking.uri={uri}")
+        assert "tracking=none" in said
+        assert "secret" not in said
+        assert not Path("runs").exists()
+
+    def test_a_run_to_resume_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "no such run" in refused(capsys, "tracking=none", "resume=0123abcd")
+        assert "no unfinished run" in refused(capsys, "tracking=none", "resume=last")
+
+    def test_several_workers_in_one_process(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        said = refused(capsys, "cluster=none", "tracking=none", f"data.root={digits}", "cluster.num_workers=2")
+        assert "cluster=local" in said
+
+
+def refused_after_start(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """Refused by a worker, when the progress has begun."""
+    assert main(["train", *overrides]) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_the_machine_is_shared_out(digits: Path) -> None:
+    config = check(compose("train", [f"data.root={digits}", "cluster.gpus_per_worker=0"]))
+    assert config["cluster"]["cpus_per_worker"] == num_cores()
+    assert Path(config["data"]["root"]).is_absolute()
+    assert Path(config["storage"]).is_absolute()
+
+
+def history(folder: Path, run_id: str, key: str) -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    points = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").get_metric_history(run_id, key)
+    return [(point.step, point.value) for point in points]
+
+
+@pytest.mark.slow
+class TestTraining:
+    def test_a_run_holds_what_people_look_for(self, run_json: RunJson, digits: Path, tmp_path: Path) -> None:
+        result = run_json("train", "cluster=none", f"data.root={digits}", "trainer.max_epochs=2", *SETTINGS)
+        assert result["status"] == "FINISHED"
+        state = torch.load(result["checkpoint"], weights_only=True)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in state.values())
+
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        run = client.get_run(result["run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.params["detector.width"] == "0.25"
+        wanted = {
+            "train/loss",
+            "train/loss/box",
+            "train/loss/objectness",
+            "train/loss/class",
+            "train/lr",
+            "val/map",
+            "val/map_50",
+            "val/map_75",
+            "val/map_medium",
+            "perf/images_per_s",
+            "perf/data_wait",
+        }
+        assert wanted <= set(run.data.metrics)
+        assert any(key.startswith("val/ap/") for key in run.data.metrics)
+        assert [step for step, _ in history(tmp_path, result["run_id"], "train/loss")] == list(range(6))
+        artifacts = {one.path for one in client.list_artifacts(result["run_id"])}
+        assert {"config.json", "dataset", "images"} <= artifacts
+
+        code = (
+            "import sys, mlflow, pandas as pd\n"
+            "mlflow.set_tracking_uri(sys.argv[1])\n"
+            "model = mlflow.pyfunc.load_model(sys.argv[2])\n"
+            "import numpy as np\n"
+            "answer = model.predict(pd.DataFrame({'image': [np.zeros((50, 70, 3), np.uint8)]}))\n"
+            "print(sorted(answer.columns), len(answer))\n"
+        )
+        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        fresh = [sys.executable, "-c", code, uri, f"runs:/{result['run_id']}/model"]
+        printed = subprocess.run(fresh, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=True).stdout
+        assert printed.splitlines()[-1] == "['boxes', 'classes', 'labels', 'scores'] 1"
+
+    def test_two_ray_workers_train_as_one_process_does(self, run_json: RunJson, digits: Path, tmp_path: Path) -> None:
+        common = [f"data.root={digits}", "trainer.max_steps=4", "detector.freeze_norm=true", *SETTINGS]
+        one = run_json("train", "cluster=none", "data.batch_size=8", *common)
+        two = run_json("train", "cluster=local", "cluster.num_workers=2", "data.batch_size=4", *common)
+        for key in ("train/loss", "train/loss/box", "train/grad_norm"):
+            alone, together = history(tmp_path, one["run_id"], key), history(tmp_path, two["run_id"], key)
+            assert [step for step, _ in alone] == [step for step, _ in together] == [0, 1, 2, 3]
+            assert [value for _, value in together] == pytest.approx([value for _, value in alone], rel=1e-4)
+
+    @pytest.mark.parametrize("cluster", ["none", "local"])
+    def test_a_killed_driver_goes_on_in_the_same_run(
+        self, onestage: Start, run_json: RunJson, digits: Path, tmp_path: Path, cluster: str
+    ) -> None:
+        train = ["train", f"cluster={cluster}", f"data.root={digits}", "data.batch_size=4", "trainer.max_epochs=60"]
+        first = onestage(*train, *SETTINGS)
+        checkpoint = wait_for_checkpoint(tmp_path / "runs", first)
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        run_id = checkpoint.parent.parent.name
+        reached = torch.load(checkpoint, weights_only=True)["global_step"]
+        assert 0 < reached < 60 * 6
+
+        epochs = reached // 6 + 2
+        result = run_json("train", f"cluster={cluster}", "resume=last", f"trainer.max_epochs={epochs}")
+        assert result["run_id"] == run_id
+        assert result["status"] == "FINISHED"
+        assert torch.load(result["checkpoint"], weights_only=True)["global_step"] == epochs * 6
+
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        assert client.get_run(run_id).info.status == "FINISHED"
+        steps = [step for step, _ in history(tmp_path, run_id, "train/loss")]
+        assert steps == list(range(epochs * 6)), "one unbroken history, each step once"
+
+    def test_interrupted_from_the_keyboard_the_run_is_killed_and_can_go_on(
+        self, onestage: Start, digits: Path, tmp_path: Path
+    ) -> None:
+        process = onestage(
+            "train", "cluster=local", f"data.root={digits}", "data.batch_size=4", "trainer.max_epochs=500", *SETTINGS
+        )
+        checkpoint = wait_for_checkpoint(tmp_path / "runs", process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        run_id = checkpoint.parent.parent.name
+        assert f"resume={run_id}" in err
+        assert "Traceback" not in err
+
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        assert client.get_run(run_id).info.status == "KILLED"
+
+
+def wait_for_checkpoint(runs: Path, process: subprocess.Popen[str]) -> Path:
+    """The first checkpoint of the only run; fails when the process ends, or after three minutes."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        found = list(runs.glob("*/checkpoints/last.ckpt"))
+        if found:
+            return found[0]
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no checkpoint within three minutes: {process.communicate()[1]}")
