@@ -61,7 +61,8 @@ AT_HOME = {
 }
 
 # Seconds to import, so that no `onestage --help` may wait for them.
-HEAVY = set("cv2 hydra mlflow numpy omegaconf pytorch_lightning ray torch torchmetrics torchvision".split())
+HEAVY = {"cv2", "hydra", "mlflow", "numpy", "omegaconf", "pytorch_lightning", "ray", "torch"}
+HEAVY |= {"torchmetrics", "torchvision"}
 
 
 class Import(NamedTuple):

@@ -31,8 +31,8 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
     config = compose("train", list(overrides))
     uri = _tracking_uri(config)
     predictor = Predictor.open(run, storage=config["storage"], tracking_uri=uri)
-    config = compose("train", merged(predictor.overrides, overrides))
-    data: DetectionData = build(config["data"] | {"root": config["data"]["root"] or predictor.config["data"]["root"]})
+    own = predictor.config["data"]["root"]  # absolute, where the run's overrides may not be
+    data: DetectionData = build(compose("train", merged(predictor.overrides, [f"data.root={own}"], overrides))["data"])
     if list(data.manifest.classes) != list(predictor.classes):
         raise InputError(
             f"the model knows {', '.join(predictor.classes)}, but {data.root} has {', '.join(data.manifest.classes)}"

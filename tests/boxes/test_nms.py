@@ -5,6 +5,8 @@ from torch import Tensor
 from onestage.boxes.nms import MAX_CANDIDATES, no_detections, suppress
 from onestage.types import XYXY, Detections
 
+Found = tuple[float, int, list[float]]  # score, label, box
+
 
 def plain_nms(boxes: Tensor, scores: Tensor, *, threshold: float, nms_iou: float) -> list[Found]:
     """NMS as one would tell it to a friend, in float64; best first."""

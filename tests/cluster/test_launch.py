@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from onestage.cli import main
-from onestage.cluster.launch import check, num_cores
+from onestage.cluster.preflight import check, num_cores
 from onestage.config import compose
 
 from .conftest import SETTINGS
@@ -77,6 +77,14 @@ class TestBadInput:
         assert "tracking=none" in said
         assert "secret" not in said
         assert not Path("runs").exists()
+
+    def test_weights_that_are_not_there(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", "detector.weights=no-such.weights")
+        assert "no-such.weights" in said
+
+    def test_a_precision_that_does_not_exist(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", "trainer.precision=8-bit")
+        assert "bf16-mixed" in said
 
     def test_a_run_to_resume_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "no such run" in refused(capsys, "tracking=none", "resume=0123abcd")
@@ -163,6 +171,8 @@ class TestTraining:
             alone, together = history(tmp_path, one["run_id"], key), history(tmp_path, two["run_id"], key)
             assert [step for step, _ in alone] == [step for step, _ in together] == [0, 1, 2, 3]
             assert [value for _, value in together] == pytest.approx([value for _, value in alone], rel=1e-4)
+        for key in ("val/loss", "val/map", "val/map_50"):  # five images over two workers, each counted once
+            assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=1e-3, abs=1e-5)
 
     @pytest.mark.parametrize("cluster", ["none", "local"])
     def test_a_killed_driver_goes_on_in_the_same_run(

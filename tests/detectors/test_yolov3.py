@@ -197,6 +197,23 @@ def test_predictions_that_overlap_a_truth_are_not_held_to_be_background(small: Y
     assert float(parts["objectness"]) == pytest.approx((3 * (2 * 3 + 4 * 6) - 1) * float(np.log(2)), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("loss", "score", "num_ignored"), [("paper", 0.24, 1), ("darknet", 0.24, 0), ("darknet", 0.26, 1)]
+)
+def test_loss_darknet_ignores_only_predictions_with_some_class_above_a_quarter(
+    small: YOLOv3, loss: str, score: float, num_ignored: int
+) -> None:
+    """yolo_layer.c:440, which the references do not reach. The truth is the one above."""
+    small.loss, small.ignore_iou = loss, 0.6  # type: ignore[assignment]
+    maps = zero_maps()
+    for raw in maps:
+        raw.unflatten(1, (3, 8))[:, :, 5:] = -20.0
+        raw.unflatten(1, (3, 8))[:, :, 6] = float(np.log(score / (1 - score)))
+    box = (48 - 40.5, 31 - 41, 48 + 40.5, 31 + 41)
+    parts = small.losses(small.from_raw_maps(maps, (64, 96)), [target(box)])
+    assert float(parts["objectness"]) == pytest.approx((90 - num_ignored) * float(np.log(2)), rel=1e-5)
+
+
 def test_loss_parts_do_not_depend_on_the_batch_size(small: YOLOv3) -> None:
     images, targets = torch.rand(2, 3, 64, 96), BATCHES["one image without"]
     small.eval()

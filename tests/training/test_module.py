@@ -120,7 +120,9 @@ def test_a_checkpoint_is_plain_data_that_says_how_to_build_the_detector(fitted: 
     _, _, _, trainer, folder = fitted
     trainer.save_checkpoint(folder / "one.ckpt")
     loaded = torch.load(folder / "one.ckpt", weights_only=True)
+    scores = loaded["onestage"].pop("metrics")
     assert loaded["onestage"] == {"classes": ["a"], "images_seen": 3}
+    assert (scores["val/map"], scores["val/map_50"]) == (0.5, 0.75)
     assert set(loaded["state_dict"]) == {"detector.weight", "detector.bias", "detector.seen"}
 
 

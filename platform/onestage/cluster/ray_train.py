@@ -21,6 +21,7 @@ def run(job: Job, *, cores: int, gpus: int, show: Callable[[dict[str, Any]], Non
     ``show`` gets the training's progress. Raises what ended the training; KeyboardInterrupt ends the workers at once.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a training beside any other process
     timeout_s = job["config"]["cluster"]["start_timeout_s"]
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))
     if "RAY_AUTH_MODE" not in os.environ:  # a token of this process; Ray would leave one in the home folder

@@ -49,38 +49,13 @@ def train(
     """
     for expected in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=expected)
-    config, folder = job["config"], Path(job["folder"])
+    config, checkpoints = job["config"], Path(job["folder"]) / "checkpoints"
+    last, best = checkpoints / "last.ckpt", checkpoints / "best.ckpt"
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data: DetectionData = build(config["data"])
-    card = {
-        "version": __version__,
-        "run_id": job["run_id"],
-        "detector": config["detector"] | {"weights": None},
-        "data": config["data"],
-        "overrides": config["overrides"],
-        "classes": list(data.manifest.classes),
-        "threshold": PREDICT_THRESHOLD,
-    }
-    module = DetectionModule(
-        detector=build(config["detector"]),
-        optimizer=build(config["optimizer"]),
-        schedule=build(config["schedule"]),
-        metric=MeanAP(classes=data.manifest.classes),
-        seed=config["seed"],
-        card=card,
-    )
-    checkpoints = folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    resumed = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.is_file() else None
-
+    module = _module(job, data)
+    tracker = _tracker(job, last) if rank == 0 else NoTracker()
     settings = config["trainer"]
-    tracker: Tracker = NoTracker()
-    if rank == 0 and job["tracking_uri"] is not None:
-        from onestage.tracking.mlflow_tracker import MlflowTracker
-
-        tracker = MlflowTracker(
-            uri=job["tracking_uri"], run_id=job["run_id"], folder=folder / "spool", resume_from_step=resumed
-        )
     trainer = pl.Trainer(
         logger=SinkLogger(tracker.log_metrics),
         callbacks=_callbacks(config, data, checkpoints, tracker, progress),
@@ -95,28 +70,60 @@ def train(
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
+        default_root_dir=job["folder"],
         **trainer_options,
     )
     try:
-        if rank == 0:
-            _describe(tracker, config, data)
+        _describe(tracker, config, data)
         prepare(trainer).fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = _numbers(trainer)
         if "val/map" not in metrics:  # the steps ended before the first epoch did
             trainer.validate(module, datamodule=data, verbose=False)
-            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+            metrics |= _numbers(trainer)
         if rank == 0:
-            best = checkpoints / "best.ckpt"
-            model = save_model(best if best.is_file() else last, folder / "model")
-            tracker.log_model(
-                model, {k: v for k, v in metrics.items() if k.startswith("val/")}, step=trainer.global_step
-            )
-        return {"metrics": metrics, "checkpoint": str(last), "best": str(checkpoints / "best.ckpt")}
+            folder = Path(job["folder"]) / "model"
+            scores = save_model(best if best.is_file() else last, folder)
+            tracker.log_model(folder, scores, step=trainer.global_step)
+        return {"metrics": metrics, "checkpoint": str(last), "best": str(best)}
     finally:
         tracker.close()
+
+
+def _module(job: Job, data: DetectionData) -> DetectionModule:
+    config, classes = job["config"], list(data.manifest.classes)
+    card = {
+        "version": __version__,
+        "run_id": job["run_id"],
+        "detector": config["detector"] | {"weights": None},
+        "data": config["data"],
+        "overrides": config["overrides"],
+        "classes": classes,
+        "threshold": PREDICT_THRESHOLD,
+    }
+    return DetectionModule(
+        detector=build(config["detector"]),
+        optimizer=build(config["optimizer"]),
+        schedule=build(config["schedule"]),
+        metric=MeanAP(classes=classes),
+        seed=config["seed"],
+        card=card,
+    )
+
+
+def _tracker(job: Job, last: Path) -> Tracker:
+    if job["tracking_uri"] is None:
+        return NoTracker()
+    from onestage.tracking.mlflow_tracker import MlflowTracker
+
+    step = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.is_file() else None
+    folder = Path(job["folder"]) / "spool"
+    return MlflowTracker(uri=job["tracking_uri"], run_id=job["run_id"], folder=folder, resume_from_step=step)
+
+
+def _numbers(trainer: pl.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData) -> None:
@@ -159,8 +166,11 @@ def _callbacks(
     return callbacks
 
 
-def save_model(checkpoint: Path, folder: Path) -> Path:
-    """The detector of a checkpoint as safetensors and JSON, which ``onestage.inference`` reads without a pickle."""
+def save_model(checkpoint: Path, folder: Path) -> dict[str, float]:
+    """Writes a checkpoint's detector as safetensors and JSON, which ``onestage.inference`` reads without a pickle.
+
+    Returns what it scored when it was saved.
+    """
     loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     prefix = "detector."
     weights = {
@@ -179,4 +189,5 @@ def save_model(checkpoint: Path, folder: Path) -> Path:
         "threshold": card["threshold"],
     }
     (folder / "model.json").write_text(json.dumps(description, indent=1))
-    return folder
+    scores: dict[str, float] = card["metrics"]
+    return scores

@@ -139,13 +139,15 @@ class Spool:
     def _send_points(self, points: list[Point]) -> None:
         """Send in calls that the store allows; a point that it refuses is left out alone."""
         if not points:
-            return None
+            return
         if len(points) <= POINTS_PER_CALL:
             try:
-                return self._delivery.points(points)
+                self._delivery.points(points)
+                return
             except Refused as refusal:
                 if len(points) == 1:
-                    return self._warn_once("points", "the store refuses %s: %s", points[0].key, refusal)
+                    self._warn_once("points", "the store refuses %s: %s", points[0].key, refusal)
+                    return
         half = (len(points) + 1) // 2
         self._send_points(points[:half])
         self._send_points(points[half:])

@@ -56,6 +56,7 @@ class DetectionModule(pl.LightningModule):
         self.metric = metric
         self.seed = seed
         self.card = dict(card)
+        self.metrics: dict[str, float] = {}
         self.images_seen = 0
         self.found: list[Found] = []
         self.val_losses: list[Tensor] = []
@@ -155,14 +156,14 @@ class DetectionModule(pl.LightningModule):
             metrics = {f"val/{name}": value for name, value in self.metric(found).items()}
             metrics["val/loss"] = sum(part for _, part in gathered) / max(len(found), 1)
             self.found = found
-        metrics = self.trainer.strategy.broadcast(metrics)
-        self.log_dict(metrics, batch_size=1)
+        self.metrics = self.trainer.strategy.broadcast(metrics)
+        self.log_dict(self.metrics, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
         self.found, self.val_losses = [], []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["onestage"] = self.card | {"images_seen": self.images_seen}
+        checkpoint["onestage"] = self.card | {"images_seen": self.images_seen, "metrics": self.metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["onestage"]["images_seen"]

@@ -1,0 +1,83 @@
+"""What can be known to be wrong before a run is opened, and how this machine is shared out."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from onestage.data.manifest import Manifest
+from onestage.errors import InputError
+
+PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+
+
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with paths made absolute and shares of the machine worked out.
+
+    Raises InputError for what a person should know before a run is opened.
+    """
+    config = json.loads(json.dumps(config))
+    data, cluster = config["data"], config["cluster"]
+    if data["root"] is None:
+        raise InputError("data.root is not set: name a dataset folder, as data.root=shards/bccd")
+    data["root"] = os.path.abspath(data["root"])
+    config["storage"] = os.path.abspath(config["storage"])
+    manifest = Manifest.load(data["root"])
+    classes, wanted = len(manifest.classes), config["detector"]["num_classes"]
+    if classes != wanted:
+        raise InputError(
+            f"detector.num_classes is {wanted}, but {data['root']} has {classes} classes "
+            f"({', '.join(manifest.classes[:8])}): leave detector.num_classes out"
+        )
+    for split in ("train", "val"):
+        manifest.split(split)
+    weights = config["detector"].get("weights")
+    if weights is not None:
+        config["detector"]["weights"] = os.path.abspath(weights)  # workers have another current folder
+        if not os.path.isfile(weights):
+            raise InputError(f"detector.weights: no file {weights}")
+    for group, key in (("data", "batch_size"), ("cluster", "num_workers"), ("trainer", "max_epochs")):
+        if config[group][key] < 1:
+            raise InputError(f"{group}.{key} must be at least 1, got {config[group][key]}")
+    if config["trainer"]["precision"] not in PRECISIONS:
+        raise InputError(
+            f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config['trainer']['precision']!r}"
+        )
+    if config["output"] not in ("text", "json"):
+        raise InputError(f"output must be text or json, got {config['output']!r}")
+    _share_machine(cluster)
+    return config
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """The GPUs of this machine, asked without starting CUDA in this process."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one and one != "-1"])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _share_machine(cluster: dict[str, Any]) -> None:
+    cores, gpus, workers = num_cores(), num_gpus(), cluster["num_workers"]
+    if cluster["kind"] == "none" and workers > 1:
+        raise InputError(f"cluster=none is one process, got cluster.num_workers={workers}: use cluster=local")
+    if workers > cores:
+        raise InputError(f"cluster.num_workers={workers}, but this machine has {cores} cores: lower it")
+    if cluster["gpus_per_worker"] is None:
+        cluster["gpus_per_worker"] = 1 if gpus >= workers else 0
+    if cluster["gpus_per_worker"] * workers > gpus:
+        raise InputError(
+            f"{workers} workers of cluster.gpus_per_worker={cluster['gpus_per_worker']} need more than "
+            f"this machine's {gpus} GPUs"
+        )
+    cluster["cpus_per_worker"] = cluster["cpus_per_worker"] or max(cores // workers, 1)
+    if cluster["cpus_per_worker"] * workers > cores:
+        raise InputError(
+            f"{workers} workers of cluster.cpus_per_worker={cluster['cpus_per_worker']} need "
+            f"{cluster['cpus_per_worker'] * workers} cores, but this machine has {cores}"
+        )

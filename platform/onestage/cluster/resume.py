@@ -1,0 +1,35 @@
+"""Which run to go on with, and how."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onestage.config import compose, merged
+from onestage.errors import InputError
+
+
+def resumed(config: dict[str, Any], uri: str | None) -> dict[str, Any]:
+    """The config of the run to go on with, changed by what the command line says now."""
+    storage, run_id = Path(config["storage"]), config["resume"]
+    if run_id == "last":
+        run_id = _last_unfinished(config, storage, uri)
+    stored = storage / run_id / "config.json"
+    if not stored.is_file():
+        raise InputError(f"resume={run_id}: no such run under {storage.absolute()}; storage=… names another folder")
+    before = json.loads(stored.read_text())["overrides"]
+    return compose("train", merged(before, config["overrides"], [f"resume={run_id}"]))
+
+
+def _last_unfinished(config: dict[str, Any], storage: Path, uri: str | None) -> str:
+    experiment = config["tracking"]["experiment"]
+    if uri is not None:
+        from onestage.tracking import runs
+
+        runs.mark_dead(uri, experiment)
+        found = runs.last_unfinished(uri, experiment)
+    else:
+        unfinished = [path.parent for path in storage.glob("*/config.json") if not (path.parent / "model").exists()]
+        found = max(unfinished, key=lambda path: path.stat().st_mtime).name if unfinished else None
+    if found is None:
+        raise InputError(f"resume=last: experiment {experiment!r} has no unfinished run")
+    return found
