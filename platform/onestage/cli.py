@@ -228,7 +228,8 @@ def _table(title: str, metrics: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "value", title=title, title_justify="left")
+    print(title)
+    table = Table("metric", "value")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
