@@ -32,7 +32,9 @@ ROOMS = {
         "config data errors metrics tracking training types", "pytorch_lightning ray rich safetensors torch"
     ),
     "tracking": Room("errors types", "PIL cv2 mlflow numpy pandas psutil", lazily="inference"),
-    "inference": Room("config data detectors errors training types", "numpy safetensors torch", lazily="tracking"),
+    "inference": Room(
+        "boxes config data detectors errors training types", "numpy safetensors torch", lazily="tracking"
+    ),
     "config": Room("errors", "hydra omegaconf"),
     "training": Room("drawing errors types", "numpy pytorch_lightning torch"),
     "data": Room("errors types", "PIL cv2 numpy pytorch_lightning sklearn torch torchvision webdataset"),

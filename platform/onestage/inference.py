@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from onestage.boxes.formats import clip
 from onestage.config import build
 from onestage.data.transforms import letterbox
 from onestage.detectors.base import OneStageDetector
 from onestage.errors import InputError
 from onestage.training.module import to_float
-from onestage.types import Detections
+from onestage.types import XYXY, Detections
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,14 @@ class Predictor:
         batch = torch.from_numpy(np.stack([pixels for pixels, _ in placed])).permute(0, 3, 1, 2)
         found = self.detector.detect(self.detector(to_float(batch)))
         return [
-            Detections(placement.to_original(one.boxes), one.scores, one.labels)
-            for one, (_, placement) in zip(found, placed, strict=True)
+            _in_image(Detections(placement.to_original(one.boxes), one.scores, one.labels), image)
+            for one, (_, placement), image in zip(found, placed, images, strict=True)
         ]
+
+
+def _in_image(found: Detections, image: np.ndarray) -> Detections:
+    """Detections cut to the image; what lies on the letterbox's grey bars alone is none."""
+    height, width = image.shape[:2]
+    boxes = clip(found.boxes, height=height, width=width)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return Detections(XYXY(boxes[inside]), found.scores[inside], found.labels[inside])

@@ -77,6 +77,7 @@ def _train(job: Job) -> Outcome:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "config.json", job["config"])
+        print(f"run {job['run_id']}", file=sys.stderr)  # what resume= asks for, should the machine die
         with _sigterm_raises(), ProgressBar() as bar:
             result = _run(job, bar)
         status, code = "FINISHED", DONE
