@@ -136,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="pictures, folders of them, or KEY=VALUE overrides")
     predict.add_argument("--out", type=Path, required=True, help="folder to write to")
-    predict.add_argument("--threshold", type=float, help="lowest score that is drawn (default: the model's, 0.25)")
+    predict.add_argument(
+        "--threshold", type=float, help="lowest score that is drawn (default: the model's, 0.25); the JSON holds all"
+    )
     predict.add_argument("--json", action="store_true", help="one JSON object on stdout")
     predict.set_defaults(run=_predict)
     return parser
@@ -219,7 +221,8 @@ def _predict(options: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         print(
-            f"{result['num_images']} pictures and predictions.json ({result['num_detections']} boxes) in {options.out}"
+            f"{result['num_images']} pictures with {result['num_drawn']} boxes, and predictions.json with all "
+            f"{result['num_detections']}, in {options.out}"
         )
     return DONE
 

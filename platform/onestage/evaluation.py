@@ -66,11 +66,12 @@ def predict(
     predictor = Predictor.open(run, storage=config["storage"], tracking_uri=_tracking_uri(config))
     threshold = predictor.threshold if threshold is None else threshold
     out.mkdir(parents=True, exist_ok=True)
-    results = []
+    results, num_drawn = [], 0
     for number, file in enumerate(track(files, description="predicting", console=Console(stderr=True), transient=True)):
         image = read_image(file)
         (found,) = predictor([image])
         sure = found.scores >= threshold
+        num_drawn += int(sure.sum())
         picture = draw(
             image, found.boxes[sure], found.labels[sure], scores=found.scores[sure], classes=predictor.classes
         )
@@ -88,7 +89,8 @@ def predict(
                 }
             )
     (out / "predictions.json").write_text(json.dumps(results, indent=1))
-    return {"run_id": run, "num_images": len(files), "num_detections": len(results), "out": str(out)}
+    counts = {"num_images": len(files), "num_detections": len(results), "num_drawn": num_drawn}
+    return {"run_id": run, **counts, "out": str(out)}
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -53,6 +53,9 @@ class TestBadInput:
     def test_an_unknown_key_names_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "'trainer.max_epochs'" in refused(capsys, "trainer.max_epoch=3")
 
+    def test_an_override_without_a_value(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "write KEY=VALUE" in refused(capsys, "trainer.max_epochs")
+
     def test_an_unknown_detector_lists_what_there_is(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "yolov3, yolov3_tiny" in refused(capsys, "detector=yolov99")
 

@@ -86,7 +86,7 @@ def _train(job: Job) -> Outcome:
     except KeyboardInterrupt:
         status, code, reason = "KILLED", INTERRUPTED, "interrupted from the keyboard"
     except Preempted:
-        status, code, reason = "KILLED", PREEMPTED, "ended by SIGTERM"
+        status, code, reason = "KILLED", PREEMPTED, "preempted (SIGTERM)"
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[-1]}"
         with contextlib.suppress(OSError):  # a full disk may be what ended it

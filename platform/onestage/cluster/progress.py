@@ -25,13 +25,13 @@ class ProgressBar:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("starting the workers", total=None, numbers="")
+        self.task = self.bar.add_task("starting", total=None, numbers="")
         self.printed = 0.0
 
     def __enter__(self) -> Self:
         self.bar.start()
         if not self.console.is_terminal:
-            self.console.print("starting the workers")
+            self.console.print("starting")
         return self
 
     def __exit__(self, *_: object) -> None:

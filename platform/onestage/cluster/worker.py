@@ -128,7 +128,7 @@ def _numbers(trainer: pl.Trainer) -> dict[str, float]:
 
 def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData) -> None:
     """The record of what is trained on what."""
-    tracker.log_params({key: value for key, value in config.items() if key != "overrides"})
+    tracker.log_params({key: value for key, value in config.items() if key not in ("overrides", "resume")})
     tracker.log_dict(config, "config.json")
     tracker.log_artifact(Path(data.root) / "dataset.json", "dataset")
     tracker.set_tags({"dataset.hash": data.manifest.content_hash, "dataset.name": data.manifest.name})
