@@ -93,6 +93,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def step_images(self, world_size: int) -> int:
+        """The images of the whole step, over all ranks."""
+        return self.global_images or len(self) * world_size
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on ``device``; Lightning moves batches with this."""
         images = self.images.to(device, non_blocking=True)

@@ -69,7 +69,7 @@ class Throughput(Callback):
         now = time.perf_counter()
         took, waited = now - self.ended, self.started - self.ended
         self.ended = now
-        num_images = batch.global_images or len(batch) * trainer.world_size
+        num_images = batch.step_images(trainer.world_size)
         pl_module.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": waited / took}, batch_size=1)
 
 

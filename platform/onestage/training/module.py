@@ -91,17 +91,17 @@ class DetectionModule(pl.LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        num_images = batch.step_images(self.trainer.world_size)
         if len(batch) == 0:
             # The epoch's last step can leave a rank without an image; the others still wait for its gradients.
             losses = {}
             loss = torch.stack([p.sum() for p in self.detector.parameters() if p.requires_grad]).sum() * 0.0
         else:
             # DDP averages over ranks: weighting by images makes that the mean over the images of the whole step.
-            share = len(batch) * self.trainer.world_size / (batch.global_images or len(batch) * self.trainer.world_size)
+            share = len(batch) * self.trainer.world_size / num_images
             losses = {name: part * share for name, part in self._losses(batch).items()}
             loss = torch.stack(list(losses.values())).sum()
         self._log_losses(loss, losses)
-        num_images = batch.global_images or len(batch) * self.trainer.world_size
         self.images_seen += num_images
         if isinstance(seen := getattr(self.detector, "seen", None), Tensor):
             seen += num_images
