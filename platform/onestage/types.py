@@ -14,6 +14,8 @@ XYXY = NewType("XYXY", Tensor)
 """Boxes (..., 4) as left, top, right, bottom."""
 CXCYWH = NewType("CXCYWH", Tensor)
 """Boxes (..., 4) as centre x, centre y, width, height."""
+Deltas = NewType("Deltas", Tensor)
+"""Boxes (..., 4) as a coder writes them, relative to their anchors."""
 
 
 class Placement(NamedTuple):

@@ -5,7 +5,7 @@ B images, K classes, G boxes of one image; boxes in pixels of the network's inpu
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class OneStageDetector(nn.Module, ABC):
     """
 
     stride: int
+    counts_over_ranks: ClassVar[bool] = False
+    """Whether ``losses`` calls ``positives_per_image``, for which all ranks of a training meet, once a step."""
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class OneStageDetector(nn.Module, ABC):
         self.max_detections = max_detections
         self.freeze_norm = freeze_norm
         self.mean_over_ranks: Callable[[Tensor], Tensor] = _identity
-        """Averages a count that a loss divides by over the ranks of a DDP training, which replaces it."""
+        """Averages counts over the ranks of a DDP training, which replaces this by its own."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:
@@ -71,6 +73,12 @@ class OneStageDetector(nn.Module, ABC):
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"{type(self).__name__} takes RGB images of shape (B, 3, H, W), got {tuple(images.shape)}")
         self.check_size(images.shape[2], images.shape[3])
+
+    def positives_per_image(self, num_positives: Tensor, num_images: int) -> Tensor:
+        """Of the whole step, over all ranks: what SSD's losses are divided by, with the images of this rank."""
+        images = torch.full_like(num_positives, num_images)
+        positives, images = self.mean_over_ranks(torch.stack((num_positives, images)).float())
+        return positives.clamp(min=1e-6) / images
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

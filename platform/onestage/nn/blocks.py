@@ -1,10 +1,17 @@
 """Convolution blocks shared by the backbones, necks and heads."""
 
+from collections.abc import Callable
+from typing import Final
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DARKNET_BN_MOMENTUM = 0.1  # rolling = 0.9 * old + 0.1 * new
-LEAKY_SLOPE = 0.1
+DARKNET_BN_MOMENTUM: Final = 0.1  # rolling = 0.9 * old + 0.1 * new
+LEAKY_SLOPE: Final = 0.1
+ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
+    "leaky": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+}
 
 
 def scaled(channels: int, width: float) -> int:
@@ -17,13 +24,15 @@ def scaled(channels: int, width: float) -> int:
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution without bias, batch norm, leaky ReLU: Darknet's ``[convolutional]`` with ``pad=1``."""
+    """Convolution without bias, batch norm, activation: Darknet's ``[convolutional]`` with ``pad=1``."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int, stride: int = 1, activation: str = "leaky"
+    ) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(out_channels, eps=1e-5, momentum=DARKNET_BN_MOMENTUM),
-            nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+            ACTIVATIONS[activation](),
         )
 
 

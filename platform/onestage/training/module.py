@@ -62,7 +62,11 @@ class DetectionModule(pl.LightningModule):
         self.val_losses: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
-        self.detector.mean_over_ranks = self._mean_over_ranks  # type: ignore[assignment]
+        self.detector.mean_over_ranks = self._mean_in_training  # type: ignore[assignment]
+
+    def _mean_in_training(self, value: Tensor) -> Tensor:
+        """In validation the ranks' batches differ in number: who waited for the others would wait for ever."""
+        return self._mean_over_ranks(value) if self.detector.training else value
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
@@ -95,6 +99,8 @@ class DetectionModule(pl.LightningModule):
         if len(batch) == 0:
             # The epoch's last step can leave a rank without an image; the others still wait for its gradients.
             losses = {}
+            if getattr(self.detector, "counts_over_ranks", False):
+                self._mean_over_ranks(torch.zeros(2, device=self.device))
             loss = torch.stack([p.sum() for p in self.detector.parameters() if p.requires_grad]).sum() * 0.0
         else:
             # DDP averages over ranks: weighting by images makes that the mean over the images of the whole step.
