@@ -3,12 +3,22 @@
 B images, G boxes of one image, D detections of one image. Boxes are pixels XYXY, labels 0 to K-1, no background.
 """
 
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, NewType
+from typing import TYPE_CHECKING, NamedTuple, NewType
 
 import torch
 from torch import Tensor
+
+if not TYPE_CHECKING:
+
+    class NewType(typing.NewType):
+        """torch.compile cannot trace the call of the library's own, which is written in C."""
+
+        def __call__(self, boxes: Tensor) -> Tensor:
+            return boxes
+
 
 XYXY = NewType("XYXY", Tensor)
 """Boxes (..., 4) as left, top, right, bottom."""

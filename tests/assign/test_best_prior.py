@@ -1,17 +1,20 @@
 """A 64x96 input (H, W) with two levels: stride 32 (2x3 cells) before stride 16 (4x6)."""
 
+from typing import Any
+
 import torch
 
 from onestage.assign.best_prior import Assigned, best_prior
 
 STRIDES, SHAPES = (32, 16), ((2, 3), (4, 6))
-PRIORS = [torch.tensor([[40.0, 40], [20, 60]]), torch.tensor([[8.0, 8], [16, 4]])]
+PRIORS, MASKS = torch.tensor([[8.0, 8], [16, 4], [40, 40], [20, 60]]), ([2, 3], [0, 1])
 
 
-def assign(*truths: tuple[float, float, float, float]) -> list[Assigned]:
+def assign(*truths: tuple[float, float, float, float], **others: Any) -> list[Assigned]:
     """Truths as centre x, centre y, width, height."""
     values = torch.tensor(truths, dtype=torch.float32).view(-1, 4)
-    return best_prior(values[:, :2], values[:, 2:], PRIORS, STRIDES, SHAPES)
+    levels = {"priors": PRIORS, "masks": MASKS, "strides": STRIDES, "shapes": SHAPES}
+    return best_prior(values[:, :2], values[:, 2:], **(levels | others))
 
 
 def as_tuples(at: Assigned) -> list[tuple[int, ...]]:
@@ -34,7 +37,7 @@ def test_every_truth_belongs_to_one_level() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.rand(50, 2, generator=generator) * 64
     sizes = torch.rand(50, 2, generator=generator) * 60 + 1
-    levels = best_prior(centres, sizes, PRIORS, STRIDES, SHAPES)
+    levels = assign(*torch.cat((centres, sizes), dim=1).tolist())
     assert all(len(level.truth) > 0 for level in levels)
     assert sorted(torch.cat([level.truth for level in levels]).tolist()) == list(range(50))
 
@@ -56,10 +59,25 @@ def test_a_centre_outside_belongs_to_the_nearest_cell() -> None:
 
 
 def test_among_equally_good_priors_the_first_wins() -> None:
-    same = [torch.tensor([[8.0, 8], [8, 8]]), torch.tensor([[8.0, 8]])]
-    coarse, fine = best_prior(torch.tensor([[5.0, 5]]), torch.tensor([[8.0, 8]]), same, STRIDES, SHAPES)
-    assert as_tuples(coarse) == [(0, 0, 0, 0)]
-    assert as_tuples(fine) == []
+    coarse, fine = assign((5, 5, 8, 8), priors=torch.tensor([[8.0, 8], [8, 8], [8, 8]]), masks=([1, 2], [0]))
+    assert as_tuples(coarse) == []
+    assert as_tuples(fine) == [(0, 0, 0, 0)]
+
+
+def test_a_prior_on_two_levels_answers_on_both_and_one_on_none_nowhere() -> None:
+    """As yolov4-tiny.cfg has it: masks 3, 4, 5 and 1, 2, 3 of six."""
+    coarse, fine = assign((33, 33, 40, 40), (5, 5, 8, 8), masks=([2, 3], [1, 2]))
+    assert as_tuples(coarse) == [(0, 0, 1, 1)]
+    assert as_tuples(fine) == [(0, 1, 2, 2)]
+
+
+def test_priors_above_a_threshold_answer_as_well() -> None:
+    # 30x45 = 1350: with 40x40 it shares 30x40 = 1200, an IoU of 1200 / 1750 = 0.686; with 20x60 900 / 1650 = 0.545
+    truth = (33.0, 33.0, 30.0, 45.0)
+    assert as_tuples(assign(truth, also_above=0.6)[0]) == [(0, 0, 1, 1)]
+    assert as_tuples(assign(truth, also_above=0.5)[0]) == [(0, 0, 1, 1), (0, 1, 1, 1)]
+    # 8x8 is 64 / 1350 = 0.047 of it
+    assert as_tuples(assign(truth, also_above=0.04)[1]) == [(0, 0, 2, 2), (0, 1, 2, 2)]
 
 
 def test_truths_may_share_a_place() -> None:

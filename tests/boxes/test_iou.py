@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from onestage.boxes.iou import area, pairwise_iou, shape_iou
+from onestage.boxes.iou import area, paired_iou, pairwise_iou, shape_iou
 from onestage.types import XYXY
 
 
@@ -86,3 +86,8 @@ def test_a_shape_without_area_fits_nothing() -> None:
 
 def test_area_by_hand() -> None:
     assert area(boxes_of([(1, 2, 4, 6), (4, 6, 1, 2), (0, 0, 0, 9)])).tolist() == [12, 0, 0]
+
+
+def test_paired_iou_is_the_diagonal_of_pairwise_iou() -> None:
+    a, b = random_boxes(40, seed=0), random_boxes(40, seed=1)
+    assert torch.equal(paired_iou(a, b), box_iou(a, b).diagonal())

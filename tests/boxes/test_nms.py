@@ -111,3 +111,44 @@ def test_nothing_above_the_threshold_gives_empty_detections(num: int) -> None:
         assert len(one) == 0
         assert (one.boxes.shape, one.scores.shape, one.labels.shape) == ((0, 4), (0,), (0,))
         assert one.labels.dtype == torch.int64
+
+
+# Two boxes 10x10, 2 apart: an IoU of 8 / 12; d^2 = 4, the box around both is 12x10, so c^2 = 244.
+SHIFTED = XYXY(torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10]]))
+PENALTY = 4 / 244
+
+
+@pytest.mark.parametrize("power", [1.0, 0.6])
+def test_centres_apart_lower_the_overlap_by_a_power_of_their_distance(power: float) -> None:
+    overlap = 8 / 12 - PENALTY**power
+    for nms_iou, num in ((overlap - 1e-3, 1), (overlap + 1e-3, 2)):
+        found = suppress(
+            SHIFTED,
+            torch.tensor([[0.9], [0.8]]),
+            score_threshold=0.1,
+            nms_iou=nms_iou,
+            max_detections=10,
+            distance_power=power,
+        )
+        assert len(found) == num
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_weight_the_distance_leaves_the_plain_algorithm(seed: int) -> None:
+    """A power so high that the penalty vanishes: distances are below the diagonal."""
+    boxes, scores = crowded(seed)
+    found = suppress(boxes, scores, score_threshold=0.4, nms_iou=0.45, max_detections=9, distance_power=1e6)
+    assert as_tuples(found) == plain_nms(boxes, scores, threshold=0.4, nms_iou=0.45)[:9]
+
+
+@pytest.mark.parametrize("num", [0, 4])
+def test_nothing_above_the_threshold_gives_nothing_by_distance_either(num: int) -> None:
+    found = suppress(
+        XYXY(torch.rand(num, 4)),
+        torch.zeros(num, 2),
+        score_threshold=0.2,
+        nms_iou=0.5,
+        max_detections=10,
+        distance_power=0.6,
+    )
+    assert (found.boxes.shape, found.labels.dtype) == ((0, 4), torch.int64)

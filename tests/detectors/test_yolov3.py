@@ -214,6 +214,15 @@ def test_loss_darknet_ignores_only_predictions_with_some_class_above_a_quarter(
     assert float(parts["objectness"]) == pytest.approx((90 - num_ignored) * float(np.log(2)), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_weighs_entropy_by_how_wrong_it_is(small: YOLOv3, gamma: float) -> None:
+    """RetinaNet's eq. 4: (1 - p)^gamma times -log p; on maps of a half everything is half wrong."""
+    small.focal_gamma = gamma
+    parts = small.losses(small.from_raw_maps(zero_maps(), (64, 96)), [target((48 - 40.5, 32 - 41, 48 + 40.5, 32 + 41))])
+    assert float(parts["objectness"]) == pytest.approx(90 * 0.5**gamma * float(np.log(2)), rel=1e-5)
+    assert float(parts["class"]) == pytest.approx(3 * 0.5**gamma * float(np.log(2)), rel=1e-5)
+
+
 def test_loss_parts_do_not_depend_on_the_batch_size(small: YOLOv3) -> None:
     images, targets = torch.rand(2, 3, 64, 96), BATCHES["one image without"]
     small.eval()
@@ -245,7 +254,7 @@ def test_a_size_that_is_no_multiple_is_refused_with_the_multiple(small: YOLOv3, 
 
 
 def test_an_input_size_that_is_no_multiple_is_refused_at_birth(make_detector: Make) -> None:
-    with pytest.raises(Exception, match=r"multiples of 32, got 60x96: set detector.input_size"):
+    with pytest.raises(InputError, match=r"multiples of 32, got 60x96: set detector.input_size"):
         make_detector("yolov3_tiny", "input_size=[60,96]")
 
 
@@ -271,8 +280,13 @@ def test_a_box_that_is_not_finite_is_refused_with_its_image(small: YOLOv3, value
 
 
 def test_priors_for_another_number_of_levels_are_refused(make_detector: Make) -> None:
-    with pytest.raises(Exception, match=r"detector.priors names 1 levels, the backbone has 2"):
-        make_detector("yolov3_tiny", "priors=[[[10,14],[23,27],[37,58]]]")
+    with pytest.raises(InputError, match=r"^detector.masks names 1 levels, the neck has 2$"):
+        make_detector("yolov3_tiny", "masks=[[0,1,2]]")
+
+
+def test_masks_of_priors_that_are_not_there_are_refused(make_detector: Make) -> None:
+    with pytest.raises(InputError, match=r"^detector.masks names priors \[0, 1, 2, 3, 4, 6\], detector.priors has 6$"):
+        make_detector("yolov3_tiny", "masks=[[0,1,2],[3,4,6]]")
 
 
 # What it is at birth, and how its pieces go together

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onestage.nn.blocks import ConvBlock, Residual, SamePool, scaled
+from onestage.nn.blocks import ConvBlock, Reorg, Residual, SamePool, SpatialPyramid, scaled
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,29 @@ def test_same_pool_is_padded_at_the_right_and_the_bottom_only() -> None:
 
 def test_same_pool_keeps_the_size() -> None:
     assert SamePool()(torch.rand(2, 3, 13, 10)).shape == (2, 3, 13, 10)
+
+
+def test_a_spatial_pyramid_is_the_widest_pool_first_and_the_map_itself_last() -> None:
+    x = torch.zeros(1, 1, 15, 15)
+    x[0, 0, 7, 7] = 1.0  # each pool spreads it over its own window
+    sums = SpatialPyramid()(x).sum(dim=(0, 2, 3))
+    assert sums.tolist() == [13 * 13, 9 * 9, 5 * 5, 1]
+
+
+def plain_reorg(x: torch.Tensor) -> torch.Tensor:
+    """Darknet's by its indices: out[(a * 2 + b) * c/4 + k, j, i] = in[k, 2j + a, 2i + b], in read as (c/4, 2h, 2w)."""
+    channels, height, width = x.shape
+    wide = x.reshape(channels // 4, 2 * height, 2 * width)
+    out = torch.empty(channels, height, width)
+    for a in range(2):
+        for b in range(2):
+            for k in range(channels // 4):
+                out[(a * 2 + b) * (channels // 4) + k] = wide[k, a::2, b::2]
+    return out.reshape(4 * channels, height // 2, width // 2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_reorg_is_darknets(channels_last: bool) -> None:
+    x = torch.rand(2, 8, 4, 6)
+    given = x.to(memory_format=torch.channels_last) if channels_last else x
+    assert torch.equal(Reorg()(given), torch.stack([plain_reorg(one) for one in x]))

@@ -1,4 +1,4 @@
-"""YOLOv3's assignment: one prior for each truth, the one whose shape fits best (arXiv:1804.02767, Sec. 2.1)."""
+"""YOLO's assignment by shape: the prior that fits a truth best answers for it (arXiv:1804.02767, Sec. 2.1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,27 +19,35 @@ class Assigned(NamedTuple):
 
 
 def best_prior(
-    centres: Tensor, sizes: Tensor, priors: Sequence[Tensor], strides: Sequence[int], shapes: Sequence[tuple[int, int]]
+    centres: Tensor,
+    sizes: Tensor,
+    *,
+    priors: Tensor,
+    masks: Sequence[Sequence[int]],
+    strides: Sequence[int],
+    shapes: Sequence[tuple[int, int]],
+    also_above: float = 1.0,
 ) -> list[Assigned]:
     """For each level, the truths whose best prior it holds, at the cell that their centre falls into.
 
-    ``centres`` and ``sizes`` (N, 2) are all truths of the batch, ``priors`` one (A, 2) tensor a level, all in input
-    pixels; ``shapes`` is (h, w) of each level's map. Among equally good priors the first wins, levels in the order
-    given. A centre on the right or bottom border belongs to the last cell.
+    ``centres`` and ``sizes`` (N, 2) are all truths of the batch, ``priors`` (P, 2) those of all levels, in input pixels;
+    ``masks`` are the numbers of each level's priors, ``shapes`` (h, w) of each level's map. Among equally good priors
+    the first wins. A centre on the right or bottom border belongs to the last cell. Every other prior whose IoU with
+    the truth, by shape, is above ``also_above`` answers as well (YOLOv4, arXiv:2004.10934, Sec. 3.3).
     """
-    fit = shape_iou(sizes, torch.cat(list(priors)))  # (N, A of all levels)
-    best = fit.argmax(dim=1)
-    assigned, first = [], 0
-    for level, stride, (height, width) in zip(priors, strides, shapes, strict=True):
-        here = ((best >= first) & (best < first + len(level))).nonzero().squeeze(1)
-        cell = (centres[here] / stride).long()
+    fit = shape_iou(sizes, priors)  # (N, P)
+    chosen = fit > also_above
+    chosen[torch.arange(len(fit), device=fit.device), fit.argmax(dim=1)] = True
+    assigned = []
+    for mask, stride, (height, width) in zip(masks, strides, shapes, strict=True):
+        truth, anchor = chosen[:, list(mask)].nonzero(as_tuple=True)
+        cell = (centres[truth] / stride).long()
         assigned.append(
             Assigned(
-                truth=here,
-                anchor=best[here] - first,
+                truth=truth,
+                anchor=anchor,
                 row=cell[:, 1].clamp(0, height - 1),
                 column=cell[:, 0].clamp(0, width - 1),
             )
         )
-        first += len(level)
     return assigned

@@ -13,10 +13,15 @@ def pairwise_iou(a: XYXY, b: XYXY) -> Tensor:
     >>> pairwise_iou(XYXY(left), XYXY(whole)).tolist()
     [[0.5]]
     """
-    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    return paired_iou(XYXY(a[..., :, None, :]), XYXY(b[..., None, :, :]))
+
+
+def paired_iou(a: XYXY, b: XYXY) -> Tensor:
+    """IoU of each a (..., 4) with the b (..., 4) beside it, as (...). Degenerate boxes give 0, never NaN."""
+    low = torch.maximum(a[..., :2], b[..., :2])
+    high = torch.minimum(a[..., 2:], b[..., 2:])
     intersection = (high - low).clamp(min=0).prod(dim=-1)
-    union = area(a)[..., :, None] + area(b)[..., None, :] - intersection
+    union = area(a) + area(b) - intersection
     return intersection / union.clamp(min=torch.finfo(intersection.dtype).tiny)
 
 

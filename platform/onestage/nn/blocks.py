@@ -1,8 +1,9 @@
 """Convolution blocks shared by the backbones, necks and heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,12 +38,13 @@ class ConvBlock(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """1x1 to half the channels, 3x3 back, added to the input (Darknet-53, arXiv:1804.02767, Table 1)."""
+    """1x1 to ``hidden`` channels, 3x3 back, added to the input (Darknet-53, arXiv:1804.02767, Table 1: to half)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, hidden: int | None = None, activation: str = "leaky") -> None:
         super().__init__()
-        self.reduce = ConvBlock(channels, channels // 2, kernel=1)
-        self.expand = ConvBlock(channels // 2, channels, kernel=3)
+        hidden = channels // 2 if hidden is None else hidden
+        self.reduce = ConvBlock(channels, hidden, kernel=1, activation=activation)
+        self.expand = ConvBlock(hidden, channels, kernel=3, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         added: Tensor = x + self.expand(self.reduce(x))
@@ -54,3 +56,31 @@ class SamePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), kernel_size=2, stride=1)
+
+
+class SpatialPyramid(nn.Module):
+    """The map beside its max pools of several windows, the largest first: YOLO's SPP, four times the channels."""
+
+    def __init__(self, *, windows: Sequence[int] = (13, 9, 5)) -> None:
+        super().__init__()
+        self.windows = tuple(windows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pools = [F.max_pool2d(x, window, stride=1, padding=window // 2) for window in self.windows]
+        return torch.cat([*pools, x], dim=1)
+
+
+class Reorg(nn.Module):
+    """(B, C, H, W) to (B, 4C, H/2, W/2) in the order of Darknet's ``[reorg]``.
+
+    Not a space-to-depth: Darknet reads the map's memory as (C/4, 2H, 2W), splits that by parity of row and column, and
+    reads the result as (4C, H/2, W/2). Weights of YOLOv2 are tied to it.
+
+    >>> Reorg()(torch.arange(16.0).view(1, 4, 2, 2)).flatten().tolist()
+    [0.0, 2.0, 8.0, 10.0, 1.0, 3.0, 9.0, 11.0, 4.0, 6.0, 12.0, 14.0, 5.0, 7.0, 13.0, 15.0]
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        split = x.reshape(batch, channels // 4, height, 2, width, 2).permute(0, 3, 5, 1, 2, 4)
+        return split.reshape(batch, 4 * channels, height // 2, width // 2)

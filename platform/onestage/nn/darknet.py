@@ -7,6 +7,35 @@ from torch import Tensor, nn
 from onestage.nn.blocks import ConvBlock, Residual, SamePool, scaled
 
 
+class Darknet19(nn.Module):
+    """Darknet-19 without its classifier (arXiv:1612.08242, Table 6): maps at strides 16 and 32."""
+
+    NUM_CONVOLUTIONS: Final = (1, 1, 3, 3, 5, 5)
+
+    def __init__(self, *, width: float = 1.0) -> None:
+        super().__init__()
+        channels = [scaled(32 * 2**stage, width) for stage in range(6)]
+        self.channels = tuple(channels[4:])
+        self.strides = (16, 32)
+        self.stages = nn.ModuleList()
+        inputs = 3
+        for outputs, num in zip(channels, self.NUM_CONVOLUTIONS, strict=True):
+            stage = nn.Sequential()
+            for number in range(num):
+                # 3x3 and, in between, 1x1 to half the channels
+                after = outputs // 2 if number % 2 else outputs
+                stage.append(ConvBlock(inputs, after, kernel=1 if number % 2 else 3))
+                inputs = after
+            self.stages.append(stage)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [self.stages[0](images)]
+        for stage in self.stages[1:]:
+            maps.append(stage(self.pool(maps[-1])))
+        return maps[-2:]
+
+
 class Darknet53(nn.Module):
     """Darknet-53 without its classifier (arXiv:1804.02767, Table 1): maps at strides 8, 16 and 32."""
 
@@ -35,7 +64,7 @@ class Darknet53(nn.Module):
 
 
 class DarknetTiny(nn.Module):
-    """The seven convolutions of Darknet's ``yolov3-tiny.cfg``: maps at strides 16 and 32."""
+    """The seven convolutions that yolov2-tiny.cfg and yolov3-tiny.cfg begin with: maps at strides 16 and 32."""
 
     def __init__(self, *, width: float = 1.0) -> None:
         super().__init__()
