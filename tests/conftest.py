@@ -1,4 +1,4 @@
-"""What the tests of several rooms share: detectors built from ``conf/`` and Darknet's own numbers."""
+"""What the tests of several rooms share: detectors built from ``conf/``, Darknet's own numbers, a Darknet of ours."""
 
 import importlib.util
 import sys
@@ -6,11 +6,34 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def _module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Reference(NamedTuple):
+    """Darknet once more, in plain terms and without a line of the package: ``tests/references``."""
+
+    nets: ModuleType
+    darknet: ModuleType
+    losses: ModuleType
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    folder = Path(__file__).parent / "references"
+    return Reference(*(_module(f"reference_{name}", folder / f"{name}.py") for name in Reference._fields))
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +47,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def darknet_refs(shared: Path) -> ModuleType:
     """The generator of deterministic weights, images and head maps that Darknet was run on."""
-    spec = importlib.util.spec_from_file_location("darknet_refs", shared / "refs" / "weights.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return _module("darknet_refs", shared / "refs" / "weights.py")
 
 
 @pytest.fixture(scope="session")
