@@ -18,9 +18,12 @@ def pairwise_iou(a: XYXY, b: XYXY) -> Tensor:
 
 def paired_iou(a: XYXY, b: XYXY) -> Tensor:
     """IoU of each a (..., 4) with the b (..., 4) beside it, as (...). Degenerate boxes give 0, never NaN."""
-    low = torch.maximum(a[..., :2], b[..., :2])
-    high = torch.minimum(a[..., 2:], b[..., 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    # One axis at a time: of every anchor with every truth of a batch, both at once would be gigabytes.
+    across, down = (
+        (torch.minimum(a[..., axis + 2], b[..., axis + 2]) - torch.maximum(a[..., axis], b[..., axis])).clamp(min=0)
+        for axis in (0, 1)
+    )
+    intersection = across * down
     union = area(a) + area(b) - intersection
     return intersection / union.clamp(min=torch.finfo(intersection.dtype).tiny)
 

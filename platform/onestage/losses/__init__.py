@@ -1,0 +1,1 @@
+"""Losses, and which anchors count in them."""
