@@ -28,7 +28,7 @@ def test_data_follows_the_detectors_input_size() -> None:
         ("detector.widht=0.5", "no config key 'detector.widht'; the nearest is 'detector.width'"),
         ("optimzer.lr=0.1", "the nearest is 'optimizer.lr'"),
         ("lr=0.1", "the nearest is 'optimizer.lr'"),
-        ("detector=yolo9", "no detector 'yolo9'; there are: yolov3, yolov3_tiny"),
+        ("detector=yolo9", "no detector 'yolo9'; there are: retinanet_r101"),
         ("detector.width=wide", "detector.width must be a number, got 'wide'"),
         ("detector.input_size=416", "detector.input_size must be a list, got 416"),
         ("detector.freeze_norm=1", "detector.freeze_norm must be true or false, got 1"),

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -21,39 +21,9 @@ from onestage.data.transforms import (
 )
 from onestage.types import XYXY, Placement
 
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-BOXES = [(10, 20, 50, 60), (60, 10, 110, 40), (80, 60, 120, 95)]
+SampleOf = Callable[..., Sample]
+AssertBoxesFit = Callable[..., None]
 ERASED = {"scale": (1, 1), "aspect": 1, "translate": 0}
-
-
-def sample_of(width: int = 120, height: int = 100, *, times: int = 1) -> Sample:
-    """Black, with one filled rectangle of its own colour per label, everything ``times`` as large."""
-    pixels = np.zeros((height * times, width * times, 3), np.uint8)
-    boxes = [[side * times for side in box] for box in BOXES]
-    for (left, top, right, bottom), colour in zip(boxes, COLOURS, strict=True):
-        pixels[top:bottom, left:right] = colour
-    return {
-        "key": "000001",
-        "image_id": 1,
-        "image": image_of(pixels),
-        "boxes": boxes_of(torch.tensor(boxes, dtype=torch.float32), size=pixels.shape[:2]),
-        "labels": torch.arange(3),
-        "crowd": torch.tensor([False, False, True]),
-        "difficult": torch.tensor([True, False, False]),
-        "placement": Placement(),
-    }
-
-
-def extent_of(sample: Sample, label: int) -> list[int]:
-    """Left, top, right, bottom of the pixels that are more of the label's colour than black or grey."""
-    pixels = pixels_of(sample["image"])
-    rows, columns = np.nonzero((pixels[..., label] > 127) & (np.delete(pixels, label, axis=-1).max(axis=-1) < 64))
-    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-
-
-def assert_boxes_fit(sample: Sample, *, within_px: float = 1.0) -> None:
-    for box, label in zip(sample["boxes"].tolist(), sample["labels"].tolist(), strict=True):
-        assert np.abs(np.subtract(box, extent_of(sample, label))).max() <= within_px
 
 
 @pytest.mark.parametrize(
@@ -76,8 +46,12 @@ def test_letterbox_by_hand(shape: tuple[int, int], size: list[int], placement: P
 
 
 @settings(max_examples=30)
-@given(st.integers(8, 300), st.integers(8, 300), st.sampled_from([[64, 64], [96, 32], [32, 160]]))
-def test_letterbox_leads_back_to_the_original(height: int, width: int, size: list[int]) -> None:
+@given(
+    height=st.integers(8, 300),
+    width=st.integers(8, 300),
+    size=st.sampled_from([[64, 64], [96, 32], [32, 160]]),
+)
+def test_letterbox_leads_back_to_the_original(height: int, width: int, size: list[int], sample_of: SampleOf) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
     boxes = torch.tensor([[0.0, 0.0, width, height], [1.0, 2.0, width / 2, height / 3]])
     sample = {**sample_of(), "image": image_of(pixels), "boxes": boxes_of(boxes, size=(height, width))}
@@ -88,13 +62,17 @@ def test_letterbox_leads_back_to_the_original(height: int, width: int, size: lis
 
 
 @pytest.mark.parametrize("times", [1, 7])
-def test_letterboxed_boxes_lie_on_their_pixels(times: int) -> None:
+def test_letterboxed_boxes_lie_on_their_pixels(
+    times: int, sample_of: SampleOf, assert_boxes_fit: AssertBoxesFit
+) -> None:
     assert_boxes_fit(Letterbox(size=[90, 150])(sample_of(times=times)))
 
 
 @pytest.mark.parametrize("times", [1, 2, 9])
 @pytest.mark.parametrize("size", [[96, 96], [60, 140]])
-def test_placed_boxes_lie_on_their_pixels(times: int, size: Sequence[int]) -> None:
+def test_placed_boxes_lie_on_their_pixels(
+    times: int, size: Sequence[int], sample_of: SampleOf, assert_boxes_fit: AssertBoxesFit
+) -> None:
     transforms = [
         RandomPlacement(size=size, scale=(0.4, 2.5), aspect=1.5, translate=0.4),
         v2.RandomHorizontalFlip(),
@@ -113,14 +91,14 @@ def test_placed_boxes_lie_on_their_pixels(times: int, size: Sequence[int]) -> No
     assert len(kept) > 1
 
 
-def test_placement_without_chance_is_the_image_itself() -> None:
+def test_placement_without_chance_is_the_image_itself(sample_of: SampleOf) -> None:
     sample = sample_of()
     out = RandomPlacement(size=[100, 120], **ERASED)(sample)
     assert torch.equal(out["image"], sample["image"])
     assert torch.equal(out["boxes"], sample["boxes"])
 
 
-def test_boxes_that_show_too_little_are_dropped() -> None:
+def test_boxes_that_show_too_little_are_dropped(sample_of: SampleOf) -> None:
     # Twice as large and centred, the canvas shows x 30 to 90 and y 25 to 75 of the original, so 0.4375, 0.3 and 0.107
     # of the three boxes.
     for min_visible, labels in ((0.5, []), (0.4, [0]), (0.25, [0, 1]), (0.1, [0, 1, 2])):
@@ -131,7 +109,7 @@ def test_boxes_that_show_too_little_are_dropped() -> None:
     assert out["boxes"].tolist() == [[0, 0, 40, 70], [60, 0, 120, 30], [100, 70, 120, 100]]
 
 
-def test_boxes_thinner_than_two_pixels_are_dropped() -> None:
+def test_boxes_thinner_than_two_pixels_are_dropped(sample_of: SampleOf) -> None:
     sample = {
         **sample_of(),
         "boxes": boxes_of(torch.tensor([[0.0, 0, 1.9, 50], [0, 0, 2, 2], [0, 0, 9, 1.9]]), size=[100, 120]),
@@ -140,7 +118,7 @@ def test_boxes_thinner_than_two_pixels_are_dropped() -> None:
     assert out["labels"].tolist() == [1]
 
 
-def test_image_without_boxes() -> None:
+def test_image_without_boxes(sample_of: SampleOf) -> None:
     none = torch.zeros(0, dtype=torch.bool)
     boxes = boxes_of(torch.zeros(0, 4), size=[100, 120])
     sample: Sample = {**sample_of(), "boxes": boxes, "labels": none.long(), "crowd": none, "difficult": none}
@@ -151,7 +129,7 @@ def test_image_without_boxes() -> None:
     assert out["image"].shape == (3, 64, 64)
 
 
-def test_large_images_do_not_alias() -> None:
+def test_large_images_do_not_alias(sample_of: SampleOf) -> None:
     """A checkerboard of single pixels is an even grey from afar."""
     board = np.indices((1200, 1200)).sum(axis=0) % 2 * 255
     sample: Sample = {**sample_of(), "image": image_of(np.repeat(board[..., None], 3, axis=2).astype(np.uint8))}
@@ -161,13 +139,13 @@ def test_large_images_do_not_alias() -> None:
     assert middle.std() < 4
 
 
-def test_colours_without_chance_stay() -> None:
+def test_colours_without_chance_stay(sample_of: SampleOf) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     out = HSVJitter(hue=0, saturation=1, value=1)({**sample_of(), "image": image_of(pixels)})
     assert np.abs(pixels_of(out["image"]).astype(int) - pixels).mean() < 2
 
 
-def test_value_scales_grey_and_only_grey() -> None:
+def test_value_scales_grey_and_only_grey(sample_of: SampleOf) -> None:
     grey: Sample = {**sample_of(), "image": image_of(np.full((8, 8, 3), 60, np.uint8))}
     levels = set()
     for seed in range(50):
@@ -178,7 +156,7 @@ def test_value_scales_grey_and_only_grey() -> None:
     assert 80 < max(levels) <= 120
 
 
-def test_hue_turns_the_circle() -> None:
+def test_hue_turns_the_circle(sample_of: SampleOf) -> None:
     red: Sample = {**sample_of(), "image": image_of(np.full((1, 1, 3), (200, 0, 0), np.uint8))}
     out = [
         pixels_of(Augment(transforms=[HSVJitter(hue=0.5, saturation=1, value=1)])(red, seed=seed)["image"])
@@ -190,7 +168,7 @@ def test_hue_turns_the_circle() -> None:
     assert (hues[:, 1:] == (255, 200)).all()
 
 
-def test_sample_depends_on_its_seed_alone() -> None:
+def test_sample_depends_on_its_seed_alone(sample_of: SampleOf) -> None:
     augment = Augment(transforms=[RandomPlacement(size=[64, 64]), v2.RandomHorizontalFlip(), HSVJitter()])
     torch.manual_seed(7)
     before = torch.get_rng_state()

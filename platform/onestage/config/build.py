@@ -23,7 +23,7 @@ def build(node: Mapping[str, Any]) -> Any:
     """The object that ``node`` describes by ``_target_``, with everything below it; lists and dicts stay plain.
 
     Raises InputError for a target that is not a class under ``ALLOWED``, before anything is called, and for values
-    that a constructor refuses with a ValueError.
+    or keys that a constructor refuses.
     """
     for target in _targets(node):
         _check(target)
@@ -33,8 +33,10 @@ def build(node: Mapping[str, Any]) -> Any:
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):  # a constructor that refuses its values says why in one line
-            raise InputError(str(error.__cause__)) from error
+        cause = error.__cause__
+        # A constructor that refuses its values says why in one line, Python itself which keys it does not take.
+        if isinstance(cause, ValueError) or (isinstance(cause, TypeError) and "keyword argument" in str(cause)):
+            raise InputError(str(cause)) from error
         raise
 
 

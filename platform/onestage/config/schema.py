@@ -11,12 +11,23 @@ from omegaconf import MISSING
 
 
 @dataclass
+class InputSizes:
+    _target_: str = MISSING
+    size: list[int] = MISSING
+    min: int = MISSING
+    max: int = MISSING
+    step: int = MISSING
+    every: int = MISSING
+
+
+@dataclass
 class Data:
     _target_: str = MISSING
     root: str | None = None
     batch_size: int = MISSING
     num_workers: int | None = None
     input_size: list[int] = MISSING
+    input_sizes: InputSizes = field(default_factory=InputSizes)
     seed: int = MISSING
     augment: dict[str, Any] = MISSING
 

@@ -1,19 +1,20 @@
 """The data of a training or an evaluation, as Lightning asks for it."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 
+from onestage.data.input_sizes import InputSizes
 from onestage.data.loader import Loader
 from onestage.data.manifest import Manifest
 from onestage.data.order import in_order
 from onestage.data.samples import EvaluationBatch, TrainingBatch, decode
 from onestage.data.shards import ShardReader
-from onestage.data.transforms import Augment, Pixels, Sample, pixels_of
+from onestage.data.transforms import Augment, Pixels, Transform, pixels_of
 from onestage.errors import InputError
 
 GPU_WORKERS = 8
@@ -24,8 +25,8 @@ class DetectionData(pl.LightningDataModule):
     """Loaders over the dataset folder ``root``.
 
     ``batch_size`` is per rank, ``input_size`` [H, W] in pixels, ``augment`` the transforms of training samples by name,
-    in their order; one that is None is left out. ``num_workers`` None means none without a GPU, else ``GPU_WORKERS``.
-    Rank and world size are the trainer's.
+    in their order; one that is None is left out. ``input_sizes`` may give training batches another size.
+    ``num_workers`` None means none without a GPU, else ``GPU_WORKERS``. Rank and world size are the trainer's.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class DetectionData(pl.LightningDataModule):
         root: str | Path | None,
         batch_size: int,
         input_size: Sequence[int],
-        augment: Mapping[str, Callable[[Sample], Sample] | None],
+        augment: Mapping[str, Transform | None],
         seed: int,
         num_workers: int | None = None,
+        input_sizes: InputSizes | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -46,6 +48,7 @@ class DetectionData(pl.LightningDataModule):
         self.root = Path(root)
         self.batch_size = batch_size
         self.input_size = tuple(input_size)
+        self.input_sizes = input_sizes or InputSizes(size=input_size)
         self.augment = Augment(transforms=[one for one in augment.values() if one is not None])
         self.seed = seed
         self.num_workers = _automatic_workers() if num_workers is None else num_workers
@@ -58,7 +61,10 @@ class DetectionData(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented batches of "train"."""
         prepare = TrainingBatch(
-            augment=self.augment, size=self.input_size, num_classes=len(self.manifest.classes), seed=self.seed
+            augment=self.augment,
+            input_sizes=self.input_sizes,
+            num_classes=len(self.manifest.classes),
+            seed=self.seed,
         )
         loader = self._loader("train", prepare=prepare, seed=self.seed)
         if self.trainer is not None:

@@ -83,7 +83,7 @@ class Loader:
         epoch, start = self._reached = self._next
         self._next = (epoch, 0)
         pipeline = wds.DataPipeline(
-            partial(_read, self.root, self.manifest, self.split, self._shares(epoch)[start:]),
+            partial(_read, self.root, self.manifest, self.split, self._shares(epoch), start),
             wds.map(partial(_on_one_thread, self.prepare, epoch=epoch)),
             _hand_over_errors,
         )
@@ -127,13 +127,16 @@ class Loader:
         self._reached = None
 
 
-def _read(root: Path, manifest: Manifest, split: str, shares: list[Share]) -> Iterator[RawShare]:
-    """The raw samples of every W-th share in loader worker w of W; DataLoader asks the workers in turn."""
+def _read(root: Path, manifest: Manifest, split: str, shares: list[Share], start: int) -> Iterator[RawShare]:
+    """From step ``start`` on, the raw samples of every W-th share in loader worker w of W.
+
+    DataLoader asks the workers in turn, so that the batches come in order.
+    """
     reader = ShardReader(root, split, manifest=manifest)
     worker = get_worker_info()
-    mine = shares if worker is None else shares[worker.id :: worker.num_workers]
-    for share in mine:
-        yield [reader.read(key) for key in share.keys], share.global_images
+    first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+    for step in range(start + first, len(shares), every):
+        yield RawShare([reader.read(key) for key in shares[step].keys], step, shares[step].global_images)
 
 
 def _hand_over_errors(batches: Iterator[Batch]) -> Iterator[Batch | InputError]:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
+from onestage.data.input_sizes import InputSizes
 from onestage.data.transforms import Augment, Letterbox, Sample, boxes_of, image_of
 from onestage.errors import InputError
 from onestage.types import XYXY, Batch, Placement, Target
@@ -16,8 +17,15 @@ from onestage.types import XYXY, Batch, Placement, Target
 IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """First bytes of JPEG and PNG: OpenCV would open a dozen formats more, each a parser that nobody asked for."""
 
-RawShare = tuple[list[dict[str, Any]], int]
-"""The raw samples of one rank's share of a step, and the images of the whole step."""
+
+class RawShare(NamedTuple):
+    """One rank's share of a step: its raw samples, the step's number in the epoch, and its images over all ranks."""
+
+    raws: list[dict[str, Any]]
+    step: int
+    global_images: int
+
+
 Prepare = Callable[..., Batch]
 """``prepare(raw_share, epoch=...)``."""
 
@@ -89,28 +97,30 @@ def collate(samples: Sequence[Sample], *, size: Sequence[int], global_images: in
 
 
 class TrainingBatch:
-    """Raw share to augmented batch. What the transforms leave at another size is letterboxed.
+    """Raw share to augmented batch, of the size that ``input_sizes`` gives its step.
 
-    Targets say no placement: an augmented image has no one way back to its original.
+    What the transforms leave at another size is letterboxed. Targets say no placement: an augmented image has no one
+    way back to its original.
     """
 
-    def __init__(self, *, augment: Augment, size: Sequence[int], num_classes: int, seed: int) -> None:
+    def __init__(self, *, augment: Augment, input_sizes: InputSizes, num_classes: int, seed: int) -> None:
         self.augment = augment
-        self.letterbox = Letterbox(size=size)
+        self.input_sizes = input_sizes
         self.num_classes = num_classes
         self.seed = seed
 
     def __call__(self, share: RawShare, *, epoch: int) -> Batch:
-        raws, global_images = share
-        samples = [self._sample(raw, epoch=epoch) for raw in raws]
-        return collate(samples, size=self.letterbox.size, global_images=global_images)
-
-    def _sample(self, raw: dict[str, Any], *, epoch: int) -> Sample:
-        seed = sample_seed(seed=self.seed, epoch=epoch, key=raw["__key__"])
-        sample = self.augment(decode(raw, num_classes=self.num_classes), seed=seed)
-        if tuple(sample["image"].shape[-2:]) != self.letterbox.size:
-            sample = self.letterbox(sample)
-        return {**sample, "placement": Placement()}
+        size = self.input_sizes(seed=self.seed, epoch=epoch, batch=share.step)
+        augment, letterbox = self.augment.at(size), Letterbox(size=size)
+        decoded = [decode(raw, num_classes=self.num_classes) for raw in share.raws]
+        samples: list[Sample] = []
+        for index, one in enumerate(decoded):
+            seed = sample_seed(seed=self.seed, epoch=epoch, key=one["key"])
+            sample = augment(one, seed=seed, epoch=epoch, others=decoded[:index] + decoded[index + 1 :])
+            if tuple(sample["image"].shape[-2:]) != size:
+                sample = letterbox(sample)
+            samples.append({**sample, "placement": Placement()})
+        return collate(samples, size=size, global_images=share.global_images)
 
 
 class EvaluationBatch:
@@ -121,6 +131,5 @@ class EvaluationBatch:
         self.num_classes = num_classes
 
     def __call__(self, share: RawShare, *, epoch: int) -> Batch:
-        raws, global_images = share
-        samples = [self.letterbox(decode(raw, num_classes=self.num_classes)) for raw in raws]
-        return collate(samples, size=self.letterbox.size, global_images=global_images)
+        samples = [self.letterbox(decode(raw, num_classes=self.num_classes)) for raw in share.raws]
+        return collate(samples, size=self.letterbox.size, global_images=share.global_images)

@@ -7,7 +7,8 @@ whatever rank or loader worker it is read, and after a resume.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, TypedDict, cast
+from copy import copy
+from typing import Final, Protocol, Self, TypedDict, cast, runtime_checkable
 
 import cv2
 import numpy as np
@@ -39,6 +40,28 @@ class Sample(TypedDict):
     crowd: Tensor
     difficult: Tensor
     placement: Placement
+
+
+class OnCanvas:
+    """A transform whose result has one ``size`` [H, W]."""
+
+    size: tuple[int, ...]
+
+    def at(self, size: Sequence[int]) -> Self:
+        """The same transform for another canvas."""
+        other = copy(self)
+        other.size = tuple(size)
+        return other
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """A transform that composes a sample with ``others`` of its batch, which are as they were decoded."""
+
+    def mix(self, sample: Sample, others: Sequence[Sample], *, epoch: int) -> Sample: ...
+
+
+Transform = Callable[[Sample], Sample] | Mixing
 
 
 def image_of(pixels: Pixels) -> Tensor:
@@ -75,7 +98,7 @@ def letterbox(pixels: Pixels, *, size: Sequence[int], fill: float = 0.5) -> tupl
     fit = min(size[0] / height, size[1] / width)
     new_width, new_height = max(1, round(width * fit)), max(1, round(height * fit))
     left, top = (size[1] - new_width) // 2, (size[0] - new_height) // 2
-    canvas = np.full((size[0], size[1], 3), _grey(fill), np.uint8)
+    canvas = np.full((size[0], size[1], 3), grey(fill), np.uint8)
     # Averaging over an area doesn't alias when shrinking, but leaves blocks when growing.
     how = cv2.INTER_AREA if fit < 1 else cv2.INTER_LINEAR
     canvas[top : top + new_height, left : left + new_width] = cv2.resize(
@@ -84,7 +107,7 @@ def letterbox(pixels: Pixels, *, size: Sequence[int], fill: float = 0.5) -> tupl
     return canvas, Placement(scale=(new_width / width, new_height / height), offset=(float(left), float(top)))
 
 
-class Letterbox:
+class Letterbox(OnCanvas):
     """``letterbox`` of a sample: nothing random, no box is lost, and its ``placement`` says where it lies."""
 
     def __init__(self, *, size: Sequence[int], fill: float = 0.5) -> None:
@@ -97,13 +120,12 @@ class Letterbox:
         return {**sample, "image": image_of(pixels), "boxes": boxes, "placement": placement}
 
 
-class RandomPlacement:
-    """Put the image on the canvas at a random scale, aspect and place, in one warp.
+class RandomPlacement(OnCanvas):
+    """Put the image on the canvas at a random scale, aspect and place, in one warp (``warped`` says which boxes stay).
 
     ``size`` is the canvas [H, W]; ``scale`` bounds the factor on the letterbox fit, ``aspect`` that on width over
     height (1.25: from 0.8 to 1.25; 1: none), ``translate`` the shift from the centre as a share of the canvas. Factors
-    are drawn evenly in their logarithm. Boxes are clipped; those of which less than ``min_visible`` of the area or
-    ``MIN_SIDE_PX`` of a side is left are dropped, with their labels.
+    are drawn evenly in their logarithm.
     """
 
     def __init__(
@@ -128,27 +150,16 @@ class RandomPlacement:
         self.fill = fill
 
     def __call__(self, sample: Sample) -> Sample:
-        pixels = pixels_of(sample["image"])
-        placement = self._draw(height=pixels.shape[0], width=pixels.shape[1])
-        image = image_of(_warp(pixels, placement, size=self.size, fill=self.fill))
-        whole = placed(sample["boxes"], placement, size=self.size)
-        boxes, visible = _clip(whole, size=self.size, min_visible=self.min_visible)
-        return {
-            **sample,
-            "image": image,
-            "boxes": boxes_of(boxes[visible], size=self.size),
-            "labels": sample["labels"][visible],
-            "crowd": sample["crowd"][visible],
-            "difficult": sample["difficult"][visible],
-        }
+        placement = self._draw(*sample["image"].shape[-2:])
+        return warped(sample, placement, size=self.size, min_visible=self.min_visible, fill=self.fill)
 
-    def _draw(self, *, height: int, width: int) -> Placement:
+    def _draw(self, height: int, width: int) -> Placement:
         canvas_height, canvas_width = self.size
-        scale = min(canvas_height / height, canvas_width / width) * _factor(*self.scale)
-        stretch = math.sqrt(_factor(1 / self.aspect, self.aspect))
+        scale = min(canvas_height / height, canvas_width / width) * factor(*self.scale)
+        stretch = math.sqrt(factor(1 / self.aspect, self.aspect))
         scale_x, scale_y = scale * stretch, scale / stretch
-        left = (canvas_width - width * scale_x) / 2 + _uniform(-self.translate, self.translate) * canvas_width
-        top = (canvas_height - height * scale_y) / 2 + _uniform(-self.translate, self.translate) * canvas_height
+        left = (canvas_width - width * scale_x) / 2 + uniform(-self.translate, self.translate) * canvas_width
+        top = (canvas_height - height * scale_y) / 2 + uniform(-self.translate, self.translate) * canvas_height
         return Placement(scale=(scale_x, scale_y), offset=(left, top))
 
 
@@ -166,29 +177,68 @@ class HSVJitter:
         self.value = value
 
     def __call__(self, sample: Sample) -> Sample:
-        levels = np.arange(256)
-        # OpenCV's 8-bit hue runs from 0 to 179, in steps of two degrees.
-        hue = (levels + round(_uniform(-self.hue, self.hue) * 180)) % 180
-        saturation = np.clip(levels * _factor(1 / self.saturation, self.saturation), 0, 255)
-        value = np.clip(levels * _factor(1 / self.value, self.value), 0, 255)
-        table = np.stack([hue, saturation, value], axis=-1).astype(np.uint8)[None]
-        pixels = cv2.LUT(cv2.cvtColor(pixels_of(sample["image"]), cv2.COLOR_RGB2HSV), table)
-        return {**sample, "image": image_of(cast(Pixels, cv2.cvtColor(pixels, cv2.COLOR_HSV2RGB)))}
+        pixels = recoloured(
+            pixels_of(sample["image"]),
+            hue=uniform(-self.hue, self.hue),
+            saturation=factor(1 / self.saturation, self.saturation),
+            value=factor(1 / self.value, self.value),
+        )
+        return {**sample, "image": image_of(pixels)}
 
 
 class Augment:
     """Transforms one after the other, drawn from a seed of the sample's own; torch's generator is left as it was."""
 
-    def __init__(self, *, transforms: Sequence[Callable[[Sample], Sample]]) -> None:
+    def __init__(self, *, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
 
-    def __call__(self, sample: Sample, *, seed: int) -> Sample:
+    def at(self, size: Sequence[int]) -> "Augment":
+        """The same transforms for the canvas ``size`` [H, W]."""
+        return Augment(transforms=[one.at(size) if isinstance(one, OnCanvas) else one for one in self.transforms])
+
+    def __call__(self, sample: Sample, *, seed: int, epoch: int = 0, others: Sequence[Sample] = ()) -> Sample:
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the GPUs' generators as well, which nothing here puts back.
             torch.default_generator.manual_seed(seed)
             for transform in self.transforms:
-                sample = transform(sample)
+                if isinstance(transform, Mixing):
+                    sample = transform.mix(sample, others, epoch=epoch)
+                else:
+                    sample = transform(sample)
         return sample
+
+
+def warped(sample: Sample, placement: Placement, *, size: Sequence[int], min_visible: float, fill: float) -> Sample:
+    """``sample`` drawn where ``placement`` says, on a canvas of ``size`` [H, W] that is ``fill`` (0 to 1) elsewhere.
+
+    Boxes are clipped; those of which less than ``min_visible`` of the area or ``MIN_SIDE_PX`` of a side is left are
+    dropped, with their labels.
+    """
+    pixels = _warp(pixels_of(sample["image"]), placement, size=size, fill=fill)
+    boxes, visible = _clip(placed(sample["boxes"], placement, size=size), size=size, min_visible=min_visible)
+    return {
+        **sample,
+        "image": image_of(pixels),
+        "boxes": boxes_of(boxes[visible], size=size),
+        "labels": sample["labels"][visible],
+        "crowd": sample["crowd"][visible],
+        "difficult": sample["difficult"][visible],
+    }
+
+
+def recoloured(pixels: Pixels, *, hue: float, saturation: float, value: float) -> Pixels:
+    """``pixels`` with the hue turned by a share of the circle, and saturation and value multiplied."""
+    levels = np.arange(256)
+    table = np.stack(
+        [
+            # OpenCV's 8-bit hue runs from 0 to 179, in steps of two degrees.
+            (levels + round(hue * 180)) % 180,
+            np.clip(levels * saturation, 0, 255),
+            np.clip(levels * value, 0, 255),
+        ],
+        axis=-1,
+    ).astype(np.uint8)[None]
+    return cast(Pixels, cv2.cvtColor(cv2.LUT(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB))
 
 
 def _warp(pixels: Pixels, placement: Placement, *, size: Sequence[int], fill: float) -> Pixels:
@@ -202,7 +252,7 @@ def _warp(pixels: Pixels, placement: Placement, *, size: Sequence[int], fill: fl
         scale_x, scale_y = scale_x * width / (width // shrink), scale_y * height / (height // shrink)
     # OpenCV counts from the centre of the first pixel, boxes from its corner: half a pixel apart, before and after.
     matrix = np.array([[scale_x, 0, left + (scale_x - 1) / 2], [0, scale_y, top + (scale_y - 1) / 2]])
-    border = (_grey(fill),) * 3
+    border = (grey(fill),) * 3
     return cast(Pixels, cv2.warpAffine(pixels, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderValue=border))
 
 
@@ -216,13 +266,16 @@ def _clip(boxes: Tensor, *, size: Sequence[int], min_visible: float) -> tuple[Te
     return clipped, (sides >= MIN_SIDE_PX).all(dim=1) & (sides.prod(dim=1) >= min_visible * area)
 
 
-def _uniform(low: float, high: float) -> float:
+def uniform(low: float, high: float) -> float:
+    """A number drawn evenly between ``low`` and ``high``."""
     return low + (high - low) * torch.rand(()).item()
 
 
-def _factor(low: float, high: float) -> float:
-    return math.exp(_uniform(math.log(low), math.log(high)))
+def factor(low: float, high: float) -> float:
+    """A number drawn evenly in its logarithm between ``low`` and ``high``."""
+    return math.exp(uniform(math.log(low), math.log(high)))
 
 
-def _grey(fill: float) -> int:
+def grey(fill: float) -> int:
+    """The level of 0 to 255 nearest to ``fill`` of 0 to 1."""
     return round(fill * 255)
