@@ -149,7 +149,173 @@ def test_a_file_that_is_not_there_is_refused_with_its_path(small: Any, tmp_path:
     assert str(error.value) == f"detector.weights: no file {tmp_path / name}"
 
 
-def test_another_number_of_classes_does_not_fit(small: Any, make_detector: Make, tmp_path: Path) -> None:
-    darknet.save(small, tmp_path / "one_class.weights")
-    with pytest.raises(InputError, match=r"too few, short at convolution \d+ of 13"):
-        darknet.load(make_detector("yolov3_tiny", "width=0.125", "num_classes=2"), tmp_path / "one_class.weights")
+# Connected and local layers
+
+
+@pytest.fixture
+def yolov1(make_detector: Make) -> Any:
+    """yolov1_darknet of one class, 24 convolutions, a local layer (32 of 128 channels) and a connected one."""
+    return make_detector("yolov1_darknet", "width=0.125", "num_classes=1", "input_size=[64,128]")
+
+
+def test_a_local_layer_is_biases_then_weights_place_by_place(yolov1: Any, tmp_path: Path) -> None:
+    darknet.load(yolov1, write(tmp_path / "counted.weights", yolov1))
+    local, out, end = yolov1.hidden[0], yolov1.out, num_floats(yolov1)
+    start = end - out.weight.numel() - out.bias.numel() - local.weight.numel() - local.bias.numel()
+    assert start + end < 2**24  # so that every number is a float32
+    assert local.bias.shape == (32, 1, 2)
+    assert local.bias.flatten().tolist() == list(range(start, start + 64))
+    start += 64
+    assert local.weight.shape == (2, 32, 128 * 3 * 3)
+    assert local.weight.flatten().tolist() == list(range(start, start + 2 * 32 * 128 * 9))
+
+
+def test_a_connected_layer_is_biases_then_a_row_of_weights_for_each_output(yolov1: Any, tmp_path: Path) -> None:
+    darknet.load(yolov1, write(tmp_path / "counted.weights", yolov1))
+    end, num_outputs, num_inputs = num_floats(yolov1), 2 * (1 + 3 * 5), 32 * 1 * 2
+    start = end - num_outputs * num_inputs
+    assert yolov1.out.bias.tolist() == list(range(start - num_outputs, start))
+    assert yolov1.out.weight[0].tolist() == list(range(start, start + num_inputs))
+    assert yolov1.out.weight[-1, -1] == end - 1
+
+
+class Connected:
+    """A detector of one connected layer with batch norm, which none of ours has but Darknet's files may."""
+
+    num_classes = 1
+
+    def __init__(self) -> None:
+        self.seen = torch.zeros((), dtype=torch.int64)
+        self.layer = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.BatchNorm1d(3))
+
+    def darknet_layers(self) -> list[torch.nn.Module]:
+        return [self.layer]
+
+    def darknet_outputs(self) -> list[tuple[torch.nn.Module, int]]:
+        return []
+
+
+def test_a_normalised_connected_layer_has_its_norm_behind_the_weights(tmp_path: Path) -> None:
+    detector, path = Connected(), tmp_path / "counted.weights"
+    path.write_bytes(struct.pack("<iiiQ", 0, 2, 0, 9) + np.arange(18, dtype="<f4").tobytes())
+    darknet.load(detector, path)
+    linear, norm = detector.layer
+    assert norm.bias.tolist() == [0, 1, 2]
+    assert linear.weight.tolist() == [[3, 4], [5, 6], [7, 8]]
+    assert norm.weight.tolist() == [9, 10, 11]
+    assert norm.running_mean.tolist() == [12, 13, 14]
+    assert norm.running_var.tolist() == [15, 16, 17]
+    assert int(detector.seen) == 9
+
+
+@pytest.mark.parametrize(
+    ("fewer", "place"),  # the last layer has 32 outputs of 64 inputs: 2080 floats
+    [(1, "connected layer 26"), (2080, "connected layer 26"), (2081, "local layer 25"), (80_000, "convolution 24")],
+)
+def test_layers_of_other_kinds_are_told_by_their_kind(yolov1: Any, tmp_path: Path, fewer: int, place: str) -> None:
+    with pytest.raises(InputError, match=rf"{fewer:,} too few, short at {place} of 26$"):
+        darknet.load(yolov1, write(tmp_path / "short.weights", yolov1, more=-fewer))
+
+
+@pytest.mark.parametrize("version", [(1001, 0, 0), (0, 1001, 0), (981668463, 1063675494, 974204142)])
+def test_transposed_connected_layers_are_refused(small: Any, tmp_path: Path, version: tuple[int, int, int]) -> None:
+    """The last is the learning rate, momentum and decay that the first of all files began with."""
+    path = write(tmp_path / "old.weights", small, version=version)
+    with pytest.raises(InputError) as error:
+        darknet.load(small, path)
+    assert str(error.value) == (
+        f"detector.weights: {path} is no Darknet file, or of version {version[0]}.{version[1]}, whose connected layers "
+        "are transposed: load and save it with a newer Darknet first"
+    )
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("at", "place"), [(0, "convolution 1"), (247, "convolution 1"), (248, "convolution 2"), (-1, "convolution 13")]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite_are_refused_and_nothing_is_loaded(
+    small: Any, tmp_path: Path, at: int, place: str, value: float
+) -> None:
+    path, before = tmp_path / "broken.weights", {k: v.clone() for k, v in small.state_dict().items()}
+    values = np.zeros(num_floats(small), "<f4")
+    values[at] = value
+    path.write_bytes(struct.pack("<iiiQ", 0, 2, 0, 5) + values.tobytes())
+    with pytest.raises(InputError) as error:
+        darknet.load(small, path)
+    assert str(error.value) == f"detector.weights: {path} has values that are not finite in {place} of 13"
+    assert all(torch.equal(small.state_dict()[name], value) for name, value in before.items())
+
+
+# Files of another number of classes, and of the first layers alone
+
+
+def state(detector: Any) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in detector.state_dict().items() if k != "seen" and "num_batches" not in k}
+
+
+@pytest.mark.parametrize("name", ["yolov3_tiny", "yolov1_tiny", "yolov1_darknet"])
+@pytest.mark.parametrize(("theirs", "ours"), [(4, 2), (2, 4)])
+def test_a_file_of_other_classes_gives_all_but_the_outputs(
+    make_detector: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, theirs: int, ours: int
+) -> None:
+    size = ("width=0.125", "input_size=[64,128]")
+    source, detector = (make_detector(name, *size, f"num_classes={num}") for num in (theirs, ours))
+    with torch.no_grad():
+        for value in source.parameters():
+            value.add_(1.0)
+    source.seen.fill_(99)
+    path, before = tmp_path / "other.weights", state(detector)
+    darknet.save(source, path)
+    with caplog.at_level("WARNING", logger="onestage"):
+        darknet.load(detector, path)
+    outputs = {key for key, value in detector.named_parameters() if value.shape != source.get_parameter(key).shape}
+    expected = {key: before[key] if key in outputs else value for key, value in state(source).items()}
+    assert all(torch.equal(value, expected[key]) for key, value in state(detector).items())
+    assert int(detector.seen) == 0
+    total = {"yolov3_tiny": 13, "yolov1_tiny": 9, "yolov1_darknet": 26}[name]
+    num_loaded = total - len(outputs) // 2  # each has weights and biases
+    assert [record.getMessage() for record in caplog.records] == [
+        f"detector.weights: {path} is for {theirs} classes, the detector for {ours}: loaded {num_loaded} of {total} "
+        "layers, the others depend on the classes and start anew"
+    ]
+
+
+def test_no_number_of_classes_is_below_one(small: Any, make_detector: Make, tmp_path: Path) -> None:
+    """Of one class fewer than one, the file would be of none."""
+    num_per_class = 3 * (64 + 1) + 3 * (32 + 1)
+    with pytest.raises(InputError, match=rf"{num_per_class} too few, short at convolution 13 of 13"):
+        darknet.load(small, write(tmp_path / "none.weights", small, more=-num_per_class))
+
+
+@pytest.mark.parametrize("num_layers", [1, 12])
+def test_a_file_of_the_first_layers_is_told_by_its_name(
+    small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_layers: int
+) -> None:
+    before, path = state(small), write(tmp_path / f"tiny.conv.{num_layers}", small, seen=77)
+    last = 18 * 33 if num_layers == 12 else num_floats(small) - 248
+    path.write_bytes(path.read_bytes()[: -4 * last])
+    with caplog.at_level("WARNING", logger="onestage"):
+        darknet.load(small, path)
+    assert small.backbone.fine[0][1].bias.tolist() == list(range(8))
+    assert torch.equal(small.head.out[0].weight, before["head.out.0.weight"])
+    assert int(small.seen) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"detector.weights: {path} ends early: loaded the first {num_layers} of 13 layers, the others start anew"
+    ]
+
+
+def test_a_whole_file_may_have_such_a_name(small: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    darknet.load(small, write(tmp_path / "tiny.conv.13", small, seen=77))
+    assert int(small.seen) == 77
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(("name", "fewer"), [("tiny.conv.12", 18 * 33 + 1), ("tiny.weights", 18 * 33)])
+def test_files_that_end_elsewhere_or_have_another_name_are_too_short(
+    small: Any, tmp_path: Path, name: str, fewer: int
+) -> None:
+    with pytest.raises(InputError, match=rf"{fewer} too few, short at convolution"):
+        darknet.load(small, write(tmp_path / name, small, more=-fewer))
