@@ -84,11 +84,18 @@ def target(boxes: Any, labels: list[int]) -> Target:
 
 
 def boxes_of_all_shapes(detector: Any) -> Target:
-    """From 4 % of the height to the whole image, wide and tall: some for every level and prior."""
+    """From 4 % of the height to the whole image, wide and tall, in the middle and in two corners.
+
+    Some for every level and prior: no large box of SSD512's is centred in the middle.
+    """
     height, width = detector.input_size
     sides = [height * share for share in (0.04, 0.06, 0.09, 0.14, 0.21, 0.31, 0.47, 0.7, 1.0)]
     shapes = [(w, h) for w in sides for h in sides if 1 / 3 <= w / h <= 3]
-    boxes = [((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2) for w, h in shapes]
+    boxes = [
+        (x, y, x + w, y + h)
+        for w, h in shapes
+        for x, y in (((width - w) / 2, (height - h) / 2), (0, 0), (width - w, height - h))
+    ]
     return target(boxes, [number % 3 for number in range(len(boxes))])
 
 
