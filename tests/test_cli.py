@@ -24,6 +24,9 @@ HEAVY = ("torch", "torchvision", "ray", "mlflow", "pytorch_lightning", "hydra", 
         ["data", "import", "--help"],
         ["evaluate", "--help"],
         ["predict", "--help"],
+        ["export", "--help"],
+        ["replay", "--help"],
+        ["bench", "detectors", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:

@@ -23,11 +23,14 @@ class Room(NamedTuple):
 
 # From the command line down to the plain values. The standard library is free to all.
 ROOMS = {
-    "cli": Room("errors", "rich", lazily="cluster config data evaluation quickstart"),
+    "cli": Room("errors", "rich", lazily="bench cluster config data evaluation export quickstart replay"),
     "quickstart": Room("errors", "rich", lazily="cluster config data evaluation tracking"),
     "evaluation": Room(
         "config data drawing errors inference metrics training", "cv2 numpy rich torch", lazily="tracking"
     ),
+    "bench": Room("config data errors training types", "torch rich", lazily="cluster evaluation"),
+    "export": Room("config errors inference weights", lazily="tracking"),
+    "replay": Room("config training types", "torch"),
     "cluster": Room(
         "config data errors metrics tracking training types", "pytorch_lightning ray rich safetensors torch"
     ),
@@ -36,11 +39,11 @@ ROOMS = {
         "boxes config data detectors errors training types", "numpy safetensors torch", lazily="tracking"
     ),
     "config": Room("errors", "hydra omegaconf"),
-    "training": Room("drawing errors types", "numpy pytorch_lightning torch"),
+    "training": Room("drawing errors types", "numpy pytorch_lightning safetensors torch"),
     "data": Room("errors types", "PIL cv2 numpy pytorch_lightning sklearn torch torchvision webdataset"),
     "metrics": Room("errors types", "numpy torch torchmetrics"),
     "detectors": Room("anchors assign boxes errors losses nn types", "numpy torch torchvision", lazily="weights"),
-    "weights": Room("errors types", "numpy torch torchvision"),
+    "weights": Room("errors types", "numpy safetensors torch torchvision"),
     "nn": Room("anchors boxes errors types", "numpy torch torchvision"),
     "losses": Room("boxes errors types", "numpy torch torchvision"),
     "assign": Room("anchors boxes errors types", "numpy torch torchvision"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
+from onestage.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
 usage: onestage train [KEY=VALUE …] [--json] [--cfg job]
@@ -141,6 +141,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--json", action="store_true", help="one JSON object on stdout")
     predict.set_defaults(run=_predict)
+
+    export = verbs.add_parser("export", help="a run's weights for other programs")
+    export.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
+    export.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="storage=…, tracking.uri=…, tracking=none")
+    export.add_argument("--format", choices=["darknet"], required=True, help="darknet: a .weights file")
+    export.add_argument("--out", type=Path, help="file to write (default: RUN.weights)")
+    export.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    export.set_defaults(run=_export)
+
+    replay = verbs.add_parser("replay", help="which image made a training diverge")
+    replay.add_argument("file", type=Path, metavar="FILE", help="what the training saved, RUN/bad_batch/….safetensors")
+    replay.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    replay.set_defaults(run=_replay)
+
+    bench = verbs.add_parser("bench", help="measure the platform").add_subparsers(metavar="VERB", required=True)
+    detectors = bench.add_parser("detectors", help="size, speed and score from scratch of every detector, as a table")
+    detectors.add_argument("names", nargs="*", metavar="NAME", help="configs of conf/detector (default: all)")
+    detectors.add_argument("--data", type=Path, required=True, help="dataset folder with train, val and test")
+    detectors.add_argument("--images-seen", type=int, default=4000, help="to train on, each detector (default: 4000)")
+    detectors.add_argument("--precision", default="32-true", help="32-true (the default) or bf16-mixed")
+    detectors.add_argument(
+        "--storage", type=Path, default=Path("bench"), help="folder of the trainings; what is done there stays done"
+    )
+    detectors.add_argument("--out", type=Path, help="Markdown file to write (default: on stdout)")
+    detectors.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    detectors.set_defaults(run=_bench_detectors)
     return parser
 
 
@@ -225,6 +251,84 @@ def _predict(options: argparse.Namespace) -> int:
             f"{result['num_detections']}, in {options.out}"
         )
     return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from onestage.export import darknet
+
+    result = darknet.export(options.target, out=options.out, overrides=options.overrides)
+    if options.json:
+        print(json.dumps(result))
+        return DONE
+    classes = result["classes"]
+    print(f"{result['out']}: {result['floats']:,} floats, {result['bytes']:,} bytes")
+    print(f"classes={len(classes)} ({', '.join(classes)})")
+    height, width = result["input_size"]
+    if result["cfg"] is None:
+        print(f"no cfg of Darknet has this network (detector.width={result['width']}): scale the filters of one")
+    else:
+        print(f"use it with {result['cfg']}, its width={width}, height={height}, classes and last filters set so")
+    return DONE
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from onestage.replay import replay
+
+    result = replay(options.file)
+    if options.json:
+        print(json.dumps(result))
+        return DONE
+    from rich.console import Console
+    from rich.table import Table
+
+    whole = result["batch"]
+    table = Table("image", "boxes", *whole["parts"], "gradient")
+    for name, boxes, one in [
+        *((image["key"], image["boxes"], image) for image in result["images"]),
+        ("all together", sum(image["boxes"] for image in result["images"]), whole),
+    ]:
+        numbers = (f"{value:.6g}" for value in (*one["parts"].values(), one["grad_norm"]))
+        table.add_row(name, str(boxes), *numbers, style=None if one["finite"] else "red")
+    print(f"step {result['step']} on rank {result['rank']}: {result['detector']}, {result['precision']}")
+    Console().print(table)
+    print(_verdict(result))
+    return DONE
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    """What a replayed batch says about who made the training diverge."""
+    bad = [image["key"] for image in result["images"] if not image["finite"]]
+    if result["weights"]:
+        return f"the weights were not finite before this step ({result['weights'][0]}): lower optimizer.lr"
+    if bad and len(bad) < len(result["images"]):
+        return f"not finite alone: {', '.join(bad)}"
+    if bad:
+        return "every image alone is not finite: the weights have left their range; lower optimizer.lr"
+    if not result["batch"]["finite"]:
+        return "each image alone is finite, all together are not: the batch norm of just this batch"
+    return "finite on this machine: the hardware or the precision of the training made it so"
+
+
+def _bench_detectors(options: argparse.Namespace) -> int:
+    from onestage.bench.detectors import bench, markdown
+
+    report = bench(
+        options.names,
+        data=options.data,
+        images_seen=options.images_seen,
+        precision=options.precision,
+        storage=options.storage,
+    )
+    text = markdown(report)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+        print(f"written: {options.out}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(report))
+    elif options.out is None:
+        print(text)
+    return FAILED if any("failed" in one for one in report["detectors"]) else DONE
 
 
 def _table(title: str, metrics: dict[str, float]) -> None:

@@ -57,6 +57,8 @@ def _fit(job: Job, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from onestage.training.divergence import Diverged
+
     cluster = job["config"]["cluster"]
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     gpus = cluster["gpus_per_worker"]
@@ -98,6 +100,8 @@ def _fit(job: Job, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     result: dict[str, Any] | None = ray.get(board.result.remote(), timeout=60)
     if result is None:
         raise RuntimeError("the workers ended without a result")
+    if "diverged" in result:
+        raise Diverged(result["diverged"])
     return result
 
 
@@ -143,6 +147,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
     from onestage.cluster import worker
+    from onestage.training.divergence import Diverged
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     job, board = config["job"], config["board"]
@@ -154,18 +159,22 @@ def worker_loop(config: dict[str, Any]) -> None:
         # DDP rebuilds its buckets after the first step, and gloo then sums in another order: not after this.
         find_unused_parameters=job["config"]["trainer"]["deterministic"],
     )
-    outcome = worker.train(
-        job,
-        rank=rank,
-        trainer_options={
-            "accelerator": "gpu" if settings["gpus_per_worker"] else "cpu",
-            "devices": "auto" if settings["gpus_per_worker"] else 1,
-            "strategy": strategy,
-            "plugins": [RayLightningEnvironment()],
-        },
-        prepare=prepare_trainer,
-        progress=lambda message: board.put.remote(message),
-    )
+    try:
+        outcome = worker.train(
+            job,
+            rank=rank,
+            trainer_options={
+                "accelerator": "gpu" if settings["gpus_per_worker"] else "cpu",
+                "devices": "auto" if settings["gpus_per_worker"] else 1,
+                "strategy": strategy,
+                "plugins": [RayLightningEnvironment()],
+            },
+            prepare=prepare_trainer,
+            progress=lambda message: board.put.remote(message),
+        )
+    except Diverged as error:
+        # An answer, not a failure: Ray would start the same training again from its last checkpoint.
+        outcome = {"diverged": str(error), "metrics": {}}
     if rank == 0:
         ray.get(board.finish.remote(outcome))
     ray.train.report(outcome["metrics"])

@@ -78,7 +78,8 @@ class OneStageDetector(nn.Module, ABC):
         """Of the whole step, over all ranks: what SSD's losses are divided by, with the images of this rank."""
         images = torch.full_like(num_positives, num_images)
         positives, images = self.mean_over_ranks(torch.stack((num_positives, images)).float())
-        return positives.clamp(min=1e-6) / images
+        mean: Tensor = positives.clamp(min=1e-6) / images
+        return mean
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

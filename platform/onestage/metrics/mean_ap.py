@@ -36,6 +36,7 @@ class MeanAP:
         metric = MeanAveragePrecision(
             box_format="xyxy", iou_type="bbox", class_metrics=True, backend="faster_coco_eval", sync_on_compute=False
         )
+        metric.warn_on_many_detections = False  # COCO counts the 100 best of an image, however many there are
         predictions = [
             {"boxes": one.detections.boxes, "scores": one.detections.scores, "labels": one.detections.labels}
             for one in found

@@ -4,6 +4,7 @@ B images of this rank's batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from onestage.training.divergence import BadBatch, check_weights, stop
 from onestage.training.schedules import Schedule
 from onestage.types import Batch, Detections, Target
 
@@ -23,6 +25,14 @@ class Found(NamedTuple):
     image_id: int
     detections: Detections
     target: Target
+
+
+class Step(NamedTuple):
+    """The batch that a rank trains on, the parts of its loss there, and the step's loss over all ranks."""
+
+    batch: Batch
+    parts: Mapping[str, Tensor]
+    loss: Tensor
 
 
 class Metric(Protocol):
@@ -92,7 +102,10 @@ class DetectionModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # What a step draws depends on the seed, step and rank alone, so that a resumed run draws the same.
-        torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
+        torch.manual_seed(self._step_seed())
+
+    def _step_seed(self) -> int:
+        return hash((self.seed, self.global_step, self.global_rank)) % 2**63
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         num_images = batch.step_images(self.trainer.world_size)
@@ -107,7 +120,8 @@ class DetectionModule(pl.LightningModule):
             share = len(batch) * self.trainer.world_size / num_images
             losses = {name: part * share for name, part in self._losses(batch).items()}
             loss = torch.stack(list(losses.values())).sum()
-        self._log_losses(loss, losses)
+        parts = {name: part.detach() for name, part in losses.items()}
+        self._step = Step(batch, parts, self._log_losses(loss, parts))
         self.images_seen += num_images
         if isinstance(seen := getattr(self.detector, "seen", None), Tensor):
             seen += num_images
@@ -117,16 +131,17 @@ class DetectionModule(pl.LightningModule):
         parts: dict[str, Tensor] = self.detector.losses(self.detector(to_float(batch.images)), batch.targets)  # type: ignore[operator]
         return parts
 
-    def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor]) -> None:
-        """The step's losses over all ranks, by name; one reduction of a few numbers."""
+    def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+        """The step's losses over all ranks, by name; one reduction of a few numbers. Returns the total."""
         names = [f"train/loss/{name}" for name in self._part_names(losses)]
-        values = torch.stack([loss.detach(), *(losses[name].detach() for name in losses)])
+        values = torch.stack([loss.detach(), *losses.values()])
         if self.trainer.world_size > 1:
             padded = values.new_zeros(1 + len(names))
             padded[: len(values)] = values
             values = self._mean_over_ranks(padded)
         self.log_dict(dict(zip(["train/loss", *names], values, strict=True)), batch_size=1)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0], batch_size=1)  # type: ignore[union-attr]
+        return values[0]
 
     def _part_names(self, losses: Mapping[str, Tensor]) -> list[str]:
         """Also on a rank that has no image: the names seen before, which all ranks share."""
@@ -142,6 +157,29 @@ class DetectionModule(pl.LightningModule):
     ) -> None:
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), gradient_clip_val or float("inf"))
         self.log("train/grad_norm", norm, batch_size=1)
+        self._stop_if_diverged(norm)
+
+    def _stop_if_diverged(self, norm: Tensor) -> None:
+        """Before the weights are touched, so that they, the optimizer and the average stay those of the last good step.
+
+        Loss and gradient are by now the same on all ranks: all of them stop or none does.
+        """
+        finite = self._step.loss.isfinite()
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            finite = finite & norm.isfinite()  # 16-mixed's scaler finds its scale by infinite gradients, and skips them
+        if finite:
+            return
+        bad = BadBatch(
+            batch=self._step.batch,
+            weights=self.detector.state_dict(),
+            card=self.card,
+            step=self.global_step,
+            rank=self.global_rank,
+            seed=self._step_seed(),
+            precision=str(self.trainer.precision),
+        )
+        folder = Path(self.trainer.default_root_dir) / "bad_batch"
+        stop(bad, self._step.parts, loss=self._step.loss, folder=folder, world_size=self.trainer.world_size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if len(batch) == 0:
@@ -169,6 +207,7 @@ class DetectionModule(pl.LightningModule):
         self.found, self.val_losses = [], []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_weights(self.detector, step=self.global_step)
         checkpoint["onestage"] = self.card | {"images_seen": self.images_seen, "metrics": self.metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

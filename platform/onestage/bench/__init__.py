@@ -1,0 +1,1 @@
+"""Measurements of the platform itself, one command each."""

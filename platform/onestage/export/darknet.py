@@ -1,0 +1,72 @@
+"""A trained detector as a Darknet ``.weights`` file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from onestage.config import compose
+from onestage.errors import InputError
+from onestage.inference import Predictor
+from onestage.weights import darknet
+
+HEADER_BYTES: Final = 20
+DEFAULT: Final = "yolov3_tiny"  # what conf/train.yaml chooses
+CFGS: Final = {
+    "yolov1_darknet": "yolov1.cfg",
+    "yolov1_tiny": "yolov1-tiny.cfg",
+    "yolov2": "yolov2.cfg",
+    "yolov2_voc": "yolov2-voc.cfg",
+    "yolov2_tiny_voc": "yolov2-tiny-voc.cfg",
+    "yolov3": "yolov3.cfg",
+    "yolov3_spp": "yolov3-spp.cfg",
+    "yolov3_tiny": "yolov3-tiny.cfg",
+    "yolov4": "yolov4.cfg",
+    "yolov4_tiny": "yolov4-tiny.cfg",
+}
+"""The cfg of Darknet that each of our configs at width 1.0 is the network of."""
+
+
+def export(run: str, *, out: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Writes RUN's weights to ``out`` (RUN.weights by default: beside a checkpoint, else in the current folder).
+
+    Returns what was written; ``cfg`` is None where no cfg of Darknet has this network. Raises InputError for a detector
+    that is not of the Darknet family.
+    """
+    config = compose("train", list(overrides))
+    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=_tracking_uri(config))
+    detector: Any = predictor.detector
+    if not hasattr(detector, "darknet_layers"):
+        raise InputError(
+            f"{run} holds {type(detector).__name__}, which Darknet does not have; "
+            f"--format darknet is for {', '.join(CFGS)}"
+        )
+    file = _beside(run) if out is None else out
+    file.parent.mkdir(parents=True, exist_ok=True)
+    darknet.save(detector, file)
+    size = file.stat().st_size
+    choice = next((one.partition("=")[2] for one in predictor.overrides if one.startswith("detector=")), DEFAULT)
+    width = predictor.config["detector"]["width"]
+    return {
+        "run_id": run,
+        "out": str(file),
+        "bytes": size,
+        "floats": (size - HEADER_BYTES) // 4,
+        "cfg": CFGS.get(choice) if width == 1.0 else None,
+        "width": width,
+        "input_size": list(detector.input_size),
+        "classes": list(predictor.classes),
+    }
+
+
+def _beside(run: str) -> Path:
+    """``some/last.ckpt`` gives ``some/last.weights``, run 0af3 ``0af3.weights``, a model ``NAME@ALIAS.weights``."""
+    file = Path(run)
+    return file.with_suffix(".weights") if file.is_file() else Path(f"{file.name}.weights")
+
+
+def _tracking_uri(config: dict[str, Any]) -> str | None:
+    if config["tracking"]["kind"] == "none":
+        return None
+    from onestage.tracking import runs
+
+    return runs.tracking_uri(config["tracking"]["uri"])
