@@ -13,7 +13,7 @@ from onestage.config import build, compose, merged
 from onestage.data.datamodule import DetectionData
 from onestage.drawing import draw
 from onestage.errors import InputError
-from onestage.inference import Predictor
+from onestage.inference import Predictor, tracking_uri
 from onestage.metrics.mean_ap import MeanAP
 from onestage.training.module import in_original, to_float
 
@@ -29,7 +29,7 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
     from rich.progress import track
 
     config = compose("train", list(overrides))
-    uri = _tracking_uri(config)
+    uri = tracking_uri(config)
     predictor = Predictor.open(run, storage=config["storage"], tracking_uri=uri)
     own = predictor.config["data"]["root"]  # absolute, where the run's overrides may not be
     data: DetectionData = build(compose("train", merged(predictor.overrides, [f"data.root={own}"], overrides))["data"])
@@ -63,7 +63,7 @@ def predict(
 
     files = list(_pictures(paths))
     config = compose("train", list(overrides))
-    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=_tracking_uri(config))
+    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=tracking_uri(config))
     threshold = predictor.threshold if threshold is None else threshold
     out.mkdir(parents=True, exist_ok=True)
     results, num_drawn = [], 0
@@ -112,14 +112,6 @@ def _pictures(paths: Sequence[str]) -> Iterator[Path]:
             yield path
         else:
             raise InputError(f"no picture {path}")
-
-
-def _tracking_uri(config: dict[str, Any]) -> str | None:
-    if config["tracking"]["kind"] == "none":
-        return None
-    from onestage.tracking import runs
-
-    return runs.tracking_uri(config["tracking"]["uri"])
 
 
 def _log(uri: str, run: str, metrics: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from onestage.config import compose
 from onestage.errors import InputError
-from onestage.inference import Predictor
+from onestage.inference import Predictor, tracking_uri
 from onestage.weights import darknet
 
 HEADER_BYTES: Final = 20
@@ -33,7 +33,7 @@ def export(run: str, *, out: Path | None, overrides: Sequence[str]) -> dict[str,
     that is not of the Darknet family.
     """
     config = compose("train", list(overrides))
-    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=_tracking_uri(config))
+    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=tracking_uri(config))
     detector: Any = predictor.detector
     if not hasattr(detector, "darknet_layers"):
         raise InputError(
@@ -62,11 +62,3 @@ def _beside(run: str) -> Path:
     """``some/last.ckpt`` gives ``some/last.weights``, run 0af3 ``0af3.weights``, a model ``NAME@ALIAS.weights``."""
     file = Path(run)
     return file.with_suffix(".weights") if file.is_file() else Path(f"{file.name}.weights")
-
-
-def _tracking_uri(config: dict[str, Any]) -> str | None:
-    if config["tracking"]["kind"] == "none":
-        return None
-    from onestage.tracking import runs
-
-    return runs.tracking_uri(config["tracking"]["uri"])
