@@ -40,9 +40,13 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
 GOOD = [4.0, 4, 40, 50]
 
 
+def refused(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
 def replayed(path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
     assert main(["replay", str(path), "--json"]) == 0
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    result: dict[str, Any] = json.loads(capsys.readouterr().out, parse_constant=refused)
     assert main(["replay", str(path)]) == 0
     return result, capsys.readouterr().out
 
@@ -57,6 +61,15 @@ def test_names_the_one_image_whose_box_makes_the_loss_infinite(
     assert (result["step"], result["rank"], result["detector"]) == (12, 1, "YOLOv3")
     assert [image["image_id"] for image in result["images"]] == [70, 71, 72]
     assert said.splitlines()[-1] == "not finite alone: image-1"
+    bad = result["images"][1]
+    assert {"nan", "inf"} & {*bad["parts"].values(), bad["grad_norm"]}
+
+
+def test_the_only_image_of_a_share_is_not_said_to_be_every_image(
+    saved: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, said = replayed(saved([0.0, 0, HUGE, HUGE]), capsys)
+    assert said.splitlines()[-1] == "not finite: image-0, the only image there: see its boxes, or lower optimizer.lr"
 
 
 def test_blames_the_weights_where_they_were_not_finite(
@@ -85,5 +98,5 @@ def test_statistics_that_the_bad_batch_itself_left_blame_nobody(
 def test_another_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(tmp_path / "no-such")]) == 2
     said = capsys.readouterr().err
-    assert "no-such is no batch that a diverged training saved" in said
+    assert "no-such holds no batch of a diverged training" in said
     assert said.count("\n") == 1

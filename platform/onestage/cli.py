@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ def _train(config: dict[str, Any]) -> int:
     if outcome.reason is not None:
         print(f"onestage: {outcome.status.lower()}: {outcome.reason}", file=sys.stderr)
         if outcome.resumable:
-            print(f"onestage: go on with: onestage train resume={outcome.run_id}", file=sys.stderr)
+            changed = " optimizer.lr=<lower> (as it was, it would diverge again)" if outcome.diverged else ""
+            print(f"onestage: go on with: onestage train resume={outcome.run_id}{changed}", file=sys.stderr)
     if config["output"] == "json":
         print(
             json.dumps(
@@ -160,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     detectors.add_argument("names", nargs="*", metavar="NAME", help="configs of conf/detector (default: all)")
     detectors.add_argument("--data", type=Path, required=True, help="dataset folder with train, val and test")
     detectors.add_argument("--images-seen", type=int, default=4000, help="to train on, each detector (default: 4000)")
-    detectors.add_argument("--precision", default="32-true", help="32-true (the default) or bf16-mixed")
+    detectors.add_argument(
+        "--precision", choices=["32-true", "bf16-mixed"], default="32-true", help="32-true (the default) or bf16-mixed"
+    )
     detectors.add_argument(
         "--storage", type=Path, default=Path("bench"), help="folder of the trainings; what is done there stays done"
     )
@@ -265,9 +269,10 @@ def _export(options: argparse.Namespace) -> int:
     print(f"classes={len(classes)} ({', '.join(classes)})")
     height, width = result["input_size"]
     if result["cfg"] is None:
-        print(f"no cfg of Darknet has this network (detector.width={result['width']}): scale the filters of one")
+        print(f"no cfg of Darknet has this network (detector.width={result['width']}): change the layers of one")
     else:
-        print(f"use it with {result['cfg']}, its width={width}, height={height}, classes and last filters set so")
+        print(f"use it with {result['cfg']}, with width={width}, height={height}, these classes, and what follows from")
+        print("them: the filters before each [yolo] or [region]; in a yolov1 the side of [detection] and its output")
     return DONE
 
 
@@ -276,7 +281,7 @@ def _replay(options: argparse.Namespace) -> int:
 
     result = replay(options.file)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(_json_ready(result), allow_nan=False))
         return DONE
     from rich.console import Console
     from rich.table import Table
@@ -295,6 +300,15 @@ def _replay(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _json_ready(value: Any) -> Any:
+    """``value`` with "nan", "inf" and "-inf" for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _json_ready(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_json_ready(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _verdict(result: dict[str, Any]) -> str:
     """What a replayed batch says about who made the training diverge."""
     bad = [image["key"] for image in result["images"] if not image["finite"]]
@@ -302,6 +316,8 @@ def _verdict(result: dict[str, Any]) -> str:
         return f"the weights were not finite before this step ({result['weights'][0]}): lower optimizer.lr"
     if bad and len(bad) < len(result["images"]):
         return f"not finite alone: {', '.join(bad)}"
+    if len(bad) == 1:
+        return f"not finite: {bad[0]}, the only image there: see its boxes, or lower optimizer.lr"
     if bad:
         return "every image alone is not finite: the weights have left their range; lower optimizer.lr"
     if not result["batch"]["finite"]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from onestage.config import build, compose, merged
 from onestage.data.datamodule import DetectionData
@@ -15,7 +14,7 @@ from onestage.drawing import draw
 from onestage.errors import InputError
 from onestage.inference import Predictor, tracking_uri
 from onestage.metrics.mean_ap import MeanAP
-from onestage.training.module import in_original, to_float
+from onestage.training.module import in_original
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -38,12 +37,10 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
             f"the model knows {', '.join(predictor.classes)}, but {data.root} has {', '.join(data.manifest.classes)}"
         )
     loader = data.dataloader(split)
-    detector = predictor.detector
     found = []
-    with torch.no_grad():
-        for batch in track(loader, description=f"evaluating {split}", console=Console(stderr=True), transient=True):
-            detections = detector.detect(detector(to_float(batch.images)))
-            found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
+    for batch in track(loader, description=f"evaluating {split}", console=Console(stderr=True), transient=True):
+        detections = predictor.detect(batch.images)
+        found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
     metrics = {f"{split}/{name}": value for name, value in MeanAP(classes=predictor.classes)(found).items()}
     if uri is not None:
         _log(uri, run, metrics)

@@ -59,8 +59,9 @@ class Predictor:
     def _built(cls, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], card: Mapping[str, Any]) -> Self:
         detector: OneStageDetector = build(config["detector"])
         detector.load_state_dict(weights)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
-            detector=detector.to(memory_format=torch.channels_last).eval(),
+            detector=detector.to(device, memory_format=torch.channels_last).eval(),
             classes=card["classes"],
             config=config,
             overrides=card["overrides"],
@@ -88,13 +89,19 @@ class Predictor:
             return cls.from_folder(runs.download_model(tracking_uri, run, Path(temporary)))
 
     @torch.no_grad()
+    def detect(self, images: torch.Tensor) -> list[Detections]:
+        """Detections for a batch (B, 3, H, W) of the input's size, on the CPU, from the device that the model is on."""
+        device = next(self.detector.parameters()).device
+        found = self.detector.detect(self.detector(to_float(images.to(device))))
+        return [Detections(XYXY(one.boxes.cpu()), one.scores.cpu(), one.labels.cpu()) for one in found]
+
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections for RGB images (H, W, 3) uint8, boxes in their own pixels."""
         if not images:
             return []
         placed = [letterbox(image, size=self.detector.input_size) for image in images]
         batch = torch.from_numpy(np.stack([pixels for pixels, _ in placed])).permute(0, 3, 1, 2)
-        found = self.detector.detect(self.detector(to_float(batch)))
+        found = self.detect(batch)
         return [
             _in_image(Detections(placement.to_original(one.boxes), one.scores, one.labels), image)
             for one, (_, placement), image in zip(found, placed, images, strict=True)

@@ -9,6 +9,7 @@ import pytest
 
 from onestage.bench import detectors
 from onestage.cli import main
+from onestage.cluster.launch import Outcome
 from onestage.config import CONF, compose, options
 
 MEASURED = {
@@ -119,6 +120,52 @@ def test_an_unknown_detector_is_one_line(digits: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().err
     assert "no detector 'yolov99'; there are: " in said
     assert said.count("\n") == 1
+
+
+def test_another_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "detectors", "--data", "cells", "--precision", "16-mixed"])
+    assert end.value.code == 2
+    assert "--precision: invalid choice: '16-mixed'" in capsys.readouterr().err
+
+
+def test_another_version_measures_anew(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def measure(name: str, overrides: list[str], *, folder: Path) -> dict[str, Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        calls.append(name)
+        return MEASURED
+
+    monkeypatch.setattr(detectors, "_measure", measure)
+    bench(digits, tmp_path / "bench", "yolov3_tiny")
+    monkeypatch.setattr(detectors, "__version__", "999.0")
+    bench(digits, tmp_path / "bench", "yolov3_tiny")
+    assert calls == ["yolov3_tiny"] * 2
+
+
+def test_an_interrupted_training_is_gone_on_with(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed: list[str | None] = []
+
+    def launch(config: dict[str, Any]) -> Outcome:
+        """A training that its first checkpoint outlives, and that ends the second time."""
+        resumed.append(config["resume"])
+        folder = Path(config["storage"]) / "half"
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "last.ckpt").touch()
+        (folder / "config.json").write_text(json.dumps(config))
+        code = 0 if config["resume"] else 130
+        return Outcome("half", "FINISHED", code, folder, metrics={}, checkpoint=None, tracking_uri=None)
+
+    monkeypatch.setattr("onestage.cluster.launch.launch", launch)
+    monkeypatch.setattr("onestage.evaluation.evaluate", lambda run, **_: {"metrics": {"test/map_50": 0.25}})
+    monkeypatch.setattr(detectors, "size", lambda node: {})
+    monkeypatch.setattr(detectors, "images_per_s", lambda config: 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        bench(digits, tmp_path / "bench", "yolov3_tiny")
+    (row,) = bench(digits, tmp_path / "bench", "yolov3_tiny")["detectors"]
+    assert row["map_50"] == 0.25
+    assert resumed == [None, "half"]
 
 
 @pytest.mark.slow

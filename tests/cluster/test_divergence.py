@@ -25,7 +25,7 @@ def test_a_training_that_diverges_ends_in_one_line(
     assert result["status"] == "FAILED"
     (line,) = (one for one in err.splitlines() if one.startswith("onestage: failed:"))
     assert "step 1: the loss is " in line
-    assert f"go on with: onestage train resume={result['run_id']}" in err
+    assert f"go on with: onestage train resume={result['run_id']} optimizer.lr=<lower>" in err
     assert "Traceback" not in err
 
     folder = tmp_path / "runs" / result["run_id"]

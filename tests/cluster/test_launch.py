@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from onestage.cli import main
+from onestage.cluster.launch import run_name
 from onestage.cluster.preflight import check, num_cores
 from onestage.config import compose
+from onestage.errors import InputError
 
 from .conftest import SETTINGS
 
@@ -85,9 +87,18 @@ class TestBadInput:
         said = refused(capsys, "tracking=none", f"data.root={digits}", "detector.weights=no-such.weights")
         assert "no-such.weights" in said
 
-    def test_a_precision_that_does_not_exist(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
-        said = refused(capsys, "tracking=none", f"data.root={digits}", "trainer.precision=8-bit")
-        assert "bf16-mixed" in said
+    @pytest.mark.parametrize("precision", ["8-bit", "bf16-true", "16-true", "64-true"])
+    def test_a_precision_that_nothing_trains_in(
+        self, capsys: pytest.CaptureFixture[str], digits: Path, precision: str
+    ) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", f"trainer.precision={precision}")
+        assert f"trainer.precision must be one of 32-true, bf16-mixed, 16-mixed, got '{precision}'" in said
+
+    def test_input_sizes_that_the_network_cannot_take(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        ssd = ["detector=ssd300", "detector.width=0.125", "data.input_sizes.every=10"]
+        said = refused_after_start(capsys, "cluster=none", "tracking=none", f"data.root={digits}", *ssd)
+        assert "data.input_sizes draws 320x320" in said
+        assert "set data.input_sizes.every=0" in said
 
     def test_a_run_to_resume_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "no such run" in refused(capsys, "tracking=none", "resume=0123abcd")
@@ -111,6 +122,39 @@ def test_the_machine_is_shared_out(digits: Path) -> None:
     assert config["cluster"]["cpus_per_worker"] == num_cores()
     assert Path(config["data"]["root"]).is_absolute()
     assert Path(config["storage"]).is_absolute()
+
+
+def test_weights_by_a_name_are_left_to_the_worker(digits: Path) -> None:
+    name = "torchvision://vgg16_features"
+    config = check(compose("train", [f"data.root={digits}", "detector=ssd300", f"detector.weights={name}"]))
+    assert config["detector"]["weights"] == name
+
+
+def test_a_resume_does_not_ask_for_the_first_weights(digits: Path, tmp_path: Path) -> None:
+    overrides = [f"data.root={digits}", "detector.weights=gone.weights", f"storage={tmp_path}", "resume=0123abcd"]
+    with pytest.raises(InputError, match=r"detector\.weights: no file gone\.weights"):
+        check(compose("train", overrides))
+    checkpoint = tmp_path / "0123abcd" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    check(compose("train", overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "yolov3_tiny"),
+        (["detector=yolov2"], "yolov2"),
+        (["experiment=ssd300_paper"], "ssd300_paper"),
+        (["experiment=yolov3_paper", "detector=yolov3_spp"], "yolov3_spp"),
+    ],
+)
+def test_a_run_is_named_by_what_was_chosen(overrides: list[str], name: str) -> None:
+    assert run_name(compose("train", overrides)).split()[0] == name
+
+
+def test_a_run_takes_the_name_that_it_is_given() -> None:
+    assert run_name(compose("train", ["name=mine"])) == "mine"
 
 
 def history(folder: Path, run_id: str, key: str) -> list[tuple[int, float]]:

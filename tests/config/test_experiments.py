@@ -27,7 +27,7 @@ class Paper(NamedTuple):
 
 
 YOLOV1 = Paper(64, 1e-2, 0.9, 5e-4, 75 + 30 + 30, {74 / 135: 1, 80 / 135: 0.1, 110 / 135: 0.01})
-SSD = Paper(32, 1e-3, 0.9, 5e-4, 240_000 * 32 / COCO, {159 / 240: 1, 170 / 240: 0.1, 210 / 240: 0.01})
+SSD = Paper(32, 1e-3, 0.9, 5e-4, 400_000 * 32 / COCO, {279 / 400: 1, 281 / 400: 0.1, 361 / 400: 0.01})  # with zoom-out
 YOLOV2 = Paper(64, 1e-3, 0.9, 5e-4, 160, {59 / 160: 1, 61 / 160: 0.1, 91 / 160: 0.01})
 RETINANET = Paper(16, 1e-2, 0.9, 1e-4, 90_000 * 16 / COCO, {59 / 90: 1, 61 / 90: 0.1, 81 / 90: 0.01})
 YOLOV3 = Paper(64, 1e-3, 0.9, 5e-4, 500_200 * 64 / COCO, {399 / 500.2: 1, 401 / 500.2: 0.1, 451 / 500.2: 0.01})
@@ -131,6 +131,26 @@ def test_yolov4_has_mosaic_and_cosine() -> None:
     assert config["augment"]["mosaic"]["_target_"].endswith("Mosaic")
     assert config["augment"]["mosaic"]["num_epochs"] == config["trainer"]["max_epochs"]
     assert config["schedule"]["_target_"].endswith("WarmupCosine")
+
+
+@pytest.mark.parametrize("name", ["yolov3", "yolov3_spp", "yolov3_tiny", "yolov4", "yolov4_tiny"])
+def test_darknets_augmentation(name: str) -> None:
+    """Their cfgs: jitter=.3 hue=.1 saturation=1.5 exposure=1.5."""
+    augment = recipe(name)["augment"]
+    assert augment["window"]["jitter"] == 0.3
+    assert [augment["colour"][key] for key in ("hue", "saturation", "value")] == [0.1, 1.5, 1.5]
+
+
+def test_ssds_hue_turns_by_18_of_opencvs_180() -> None:
+    """hue_delta: 18 in the authors' prototxt, added to OpenCV's 8-bit hue of 180 levels."""
+    assert recipe("ssd300")["augment"]["colour"]["hue"] * 180 == pytest.approx(18)
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50", "retinanet_r101"])
+def test_smooth_l1_is_detectrons(name: str) -> None:
+    """BBOX_REG_BETA in Detectron's config."""
+    detector = recipe(name)["detector"]
+    assert (detector["box_loss"], detector["smooth_l1_beta"]) == ("smooth_l1", 0.11)
 
 
 def test_command_line_before_experiment_before_groups() -> None:

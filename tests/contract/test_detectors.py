@@ -134,7 +134,7 @@ def test_losses_are_finite_scalars_with_no_box_and_with_500(make: Make, name: st
     none = target([], [])
     for targets in ([boxes_of_all_shapes(detector), none], [none, none], [many_boxes(detector), none]):
         parts = detector.losses(detector(images(detector, 2)), targets)
-        assert set(parts) <= {"box", "objectness", "class", "prior"}
+        assert set(parts) == set(detector.loss_parts) <= {"box", "objectness", "class", "prior"}
         assert all(part.shape == () and part.isfinite() for part in parts.values())
         total(parts).backward()
         assert all(value.grad is None or value.grad.isfinite().all() for value in detector.parameters())
@@ -260,6 +260,40 @@ def test_a_box_that_is_no_number_is_refused_with_the_image(make: Make, name: str
         detector.losses(detector(images(detector, 1)), [target([(4, float("nan"), 40, 40)], [0])])
 
 
+def test_targets_of_too_few_images_are_refused(make: Make, name: str) -> None:
+    detector = make()
+    with pytest.raises(InputError, match=r"^the output is of 2 images, but there are targets for 1$"):
+        detector.losses(detector(images(detector, 2)), [target([(4, 4, 40, 40)], [0])])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("num_classes=0", "detector.num_classes must be at least 1, got 0"),
+        ("max_detections=0", "detector.max_detections must be at least 1, got 0"),
+        ("score_threshold=2.0", "detector.score_threshold must be from 0 to 1, got 2.0"),
+        ("nms_iou=-0.1", "detector.nms_iou must be from 0 to 1, got -0.1"),
+        ("width=-1.0", "detector.width must be above 0, got -1.0"),
+        ("input_size=[416]", "detector.input_size must be [H, W], got [416]"),
+    ],
+)
+def test_values_without_meaning_are_refused_in_one_line(
+    make_detector: Make, name: str, override: str, says: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        make_detector(name, override)
+    assert str(error.value) == says
+
+
+def test_a_form_of_the_loss_that_is_not_there_is_refused(make: Make, name: str) -> None:
+    key = "loss" if "loss" in node(name) else "box_loss"
+    if key not in node(name):
+        assert node(name)["_target_"].endswith("SSD")  # which has one form
+        return
+    with pytest.raises(InputError, match=rf"^detector.{key} must be .* or .*, got drknet$"):
+        make(f"{key}=drknet")
+
+
 # Four images to learn by heart, in 160ths of the width and 128ths of the height; YOLOv1's cells have one object each.
 RECTANGLES = (
     ([(10, 20, 60, 70)], [0]),
@@ -326,7 +360,10 @@ def gradients(name: str, share: slice) -> tuple[Any, Tensor, list[Target]]:
 
 @pytest.fixture(scope="session")
 def gradients_of_two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each of two processes got for the detectors of this session, as NAME-RANK.pt: started once for all."""
+    """What each of two processes got for the detectors of this session, as NAME-RANK.pt: started once for all.
+
+    One has three of the four images, the other one.
+    """
     asked = {item.callspec.params["name"] for item in request.session.items if "gradients_of_two" in item.fixturenames}  # type: ignore[attr-defined]
     folder = tmp_path_factory.mktemp("gradients")
     ranks = [
@@ -354,14 +391,15 @@ def test_two_processes_have_the_gradients_of_one(gradients_of_two: Path, name: s
 
 
 class LossOf(torch.nn.Module):
-    """DDP looks at what ``forward`` returns, so the loss has to be there."""
+    """DDP looks at what ``forward`` returns, so the loss has to be there; weighted by images as in training."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, pictures: Tensor, targets: list[Target]) -> Tensor:
-        return total(self.detector.losses(self.detector(pictures), targets))
+        share = len(pictures) * torch.distributed.get_world_size() / len(RECTANGLES)
+        return share * total(self.detector.losses(self.detector(pictures), targets))
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:
@@ -372,11 +410,11 @@ def _mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def one_of_two(rank: int, folder: Path, names: list[str]) -> None:
-    """One process of two: the gradients of its half of the images, averaged by DDP."""
+    """One process of two: the gradients of its share of the images, averaged by DDP."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for name in names:
-        detector, pictures, targets = gradients(name, slice(2 * rank, 2 * rank + 2))
+        detector, pictures, targets = gradients(name, slice(0, 3) if rank == 0 else slice(3, 4))
         detector.mean_over_ranks = _mean_over_ranks
         wrapped = torch.nn.parallel.DistributedDataParallel(LossOf(detector))  # averages only as long as it lives
         wrapped(pictures, targets).backward()

@@ -139,6 +139,16 @@ def test_large_images_do_not_alias(sample_of: SampleOf) -> None:
     assert middle.std() < 4
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 4000), (4000, 3), (1, 900)])
+def test_an_image_of_a_few_lines_can_be_shrunk(sample_of: SampleOf, height: int, width: int) -> None:
+    """By more than it has of them: its boxes are too thin to be kept, but it is drawn."""
+    boxes = boxes_of(torch.tensor([[0.0, 0, width, height]] * 3), size=[height, width])
+    sample = {**sample_of(), "image": image_of(np.zeros((height, width, 3), np.uint8)), "boxes": boxes}
+    out = RandomPlacement(size=[40, 40], **ERASED)(sample)  # type: ignore[arg-type]
+    assert out["image"].shape == (3, 40, 40)
+    assert len(out["boxes"]) == 0
+
+
 def test_colours_without_chance_stay(sample_of: SampleOf) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     out = HSVJitter(hue=0, saturation=1, value=1)({**sample_of(), "image": image_of(pixels)})

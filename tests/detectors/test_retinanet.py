@@ -232,6 +232,19 @@ def test_the_box_loss_of_a_truth_by_hand(small: RetinaNet, box_loss: str, shift:
     assert float(parts["box"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("shift", "expected"), [(0.05, 0.05**2 / 2 / 0.1), (0.5, 0.5 - 0.05), (-0.5, 0.5 - 0.05)])
+def test_smooth_l1_is_a_square_up_to_its_beta(make_detector: Make, shift: float, expected: float) -> None:
+    """Fast R-CNN, arXiv:1504.08083 eq. 3, at another beta than 1: half the square over it, then a line of slope 1."""
+    options = ("width=0.125", f"num_classes={NUM_CLASSES}", f"input_size=[{HEIGHT},{WIDTH}]")
+    detector = make_detector("retinanet_r50", *options, "box_loss=smooth_l1", "smooth_l1_beta=0.1")
+    detector.assigner.positive_iou = detector.assigner.negative_iou = 0.99
+    maps = [torch.zeros_like(one) for one in random_maps()]
+    maps[-1].view(2, 9, 4, 1, 2)[0, 3, 0, 0, 0] = shift
+    output = detector.from_raw_maps([one[:1] for one in maps], (HEIGHT, WIDTH))
+    parts = detector.losses(output, [target((-256, -256, 256, 256))])
+    assert float(parts["box"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_loss_parts_do_not_depend_on_the_batch_size(small: RetinaNet) -> None:
     maps, targets = random_maps(), BATCHES["one image without"]
     once = small.losses(small.from_raw_maps(maps, (HEIGHT, WIDTH)), targets)
@@ -274,6 +287,12 @@ def test_a_size_that_is_no_multiple_is_refused_with_the_multiple(small: RetinaNe
 def test_another_box_loss_is_refused(make_detector: Make) -> None:
     with pytest.raises(InputError, match=r"detector.box_loss must be l1, smooth_l1 or giou, got ciou"):
         make_detector("retinanet_r50", "width=0.125", "box_loss=ciou")
+
+
+@pytest.mark.parametrize("beta", ["0.0", "-1.0"])
+def test_a_beta_that_is_not_above_0_is_refused(make_detector: Make, beta: str) -> None:
+    with pytest.raises(InputError, match=rf"^detector.smooth_l1_beta must be above 0, got {beta}$"):
+        make_detector("retinanet_r50", "width=0.125", f"smooth_l1_beta={beta}")
 
 
 def test_a_label_out_of_range_is_refused_with_image_and_range(small: RetinaNet) -> None:

@@ -3,6 +3,7 @@
 The quick tests give torchvision's SSD the same head outputs; the slow ones its whole ``ssd300_vgg16``.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -380,3 +381,33 @@ def test_starts_from_the_weights_of_the_config(make_detector: Make, narrow: SSD,
     torch.save(state, tmp_path / "half.pth")
     detector = make_detector("ssd300", *NARROW, f"weights={tmp_path}/half.pth")
     assert all((value == 0.5).all() for value in detector.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "std", "warned"),
+    [
+        ("vgg16", "1/255", True),
+        ("vgg16", "[0.229,0.224,0.225]", False),
+        ("vgg16_features", "1/255", False),
+    ],
+)
+def test_a_backbone_made_for_other_inputs_is_warned_of(
+    make_detector: Make,
+    narrow: SSD,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    std: str,
+    warned: bool,
+) -> None:
+    layers = narrow.backbone.torchvision_layers()  # type: ignore[operator]
+    state = {f"{key}.{k}": v for key, layer in layers.items() for k, v in layer.state_dict().items()}
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: state)
+    scaled = [] if std == "1/255" else [f"backbone.image_std={std}"]
+    with caplog.at_level(logging.WARNING, "onestage"):
+        make_detector("ssd300", *NARROW, f"weights=torchvision://{name}", *scaled)
+    expected = (
+        "detector.weights: torchvision://vgg16 was trained with detector.backbone.image_std=[0.229,0.224,0.225]: "
+        "torchvision://vgg16_features is for SSD's"
+    )
+    assert [record.getMessage() for record in caplog.records] == [expected] * warned

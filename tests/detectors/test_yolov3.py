@@ -285,7 +285,9 @@ def test_priors_for_another_number_of_levels_are_refused(make_detector: Make) ->
 
 
 def test_masks_of_priors_that_are_not_there_are_refused(make_detector: Make) -> None:
-    with pytest.raises(InputError, match=r"^detector.masks names priors \[0, 1, 2, 3, 4, 6\], detector.priors has 6$"):
+    with pytest.raises(
+        InputError, match=r"^detector.masks names priors \[\[0, 1, 2\], \[3, 4, 6\]\], detector.priors has 6$"
+    ):
         make_detector("yolov3_tiny", "masks=[[0,1,2],[3,4,6]]")
 
 

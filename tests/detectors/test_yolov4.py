@@ -53,6 +53,30 @@ def test_a_box_aside_costs_its_lack_of_overlap_and_its_distance(small: YOLOv4) -
     assert losses(small, target(aside, labels=[1]))["box"] == pytest.approx(0.07 * lack, rel=1e-5)
 
 
+def test_another_aspect_costs_as_well(small: YOLOv4) -> None:
+    """CIoU's v and alpha (arXiv:1911.08287, eq. 8 and 11), for a truth twice as wide as the prediction around it."""
+    wide = (24 - 23.0, 8 - 13.5, 24 + 23.0, 8 + 13.5)  # 46x27
+    small.priors[2:] = 1000.0  # so that prior 1, 23x27, fits it best
+    parts = small.losses(small.from_raw_maps(zero_maps(), (64, 96)), [target(wide, labels=[1])])
+    iou = 0.5
+    v = 4 / math.pi**2 * (math.atan(46 / 27) - math.atan(23 / 27)) ** 2
+    lack = 1 - iou + v * v / (1 - iou + v)
+    assert float(parts["box"]) == pytest.approx(small.box_weight * lack, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(-20.0, -20.0), (0.0, -20.0), (-90.0, 90.0), (90.0, 90.0)])
+def test_predictions_without_area_or_enormous_ones_give_finite_gradients(
+    small: YOLOv4, sizes: tuple[float, float]
+) -> None:
+    maps = zero_maps()
+    maps[1].view(1, 3, 8, 4, 6)[0, 0, 2:4, 0, 1] = torch.tensor(sizes)
+    leaves = [raw.requires_grad_() for raw in maps]
+    parts = small.losses(small.from_raw_maps(leaves, (64, 96)), [target(BOX, labels=[1])])
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(part.isfinite() for part in parts.values())
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
 def test_every_prior_that_fits_well_enough_answers(small: YOLOv4) -> None:
     """Shapes of priors 1 to 5 on the two levels; (23, 27) has an IoU of 621 / 2146 = 0.289 with (37, 58)."""
     one = losses(small, target(BOX, labels=[1]))

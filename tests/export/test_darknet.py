@@ -11,7 +11,7 @@ from torch import nn
 
 from onestage.cli import main
 from onestage.config import build, compose, options
-from onestage.export.darknet import CFGS
+from onestage.export.darknet import CFGS, cfg_of
 
 
 def trained(folder: Path, name: str, *overrides: str) -> tuple[Path, Any]:
@@ -93,6 +93,24 @@ def test_at_full_width_it_names_the_cfg(exported: Callable[..., dict[str, Any]],
     assert result["cfg"] == "yolov3-tiny.cfg"
     # yolov3-tiny.cfg has 8,858,734 floats with 80 classes; each class costs 3 outputs a scale of 512 and 256 + 1.
     assert result["floats"] == 8_858_734 - (80 - 2) * 3 * (512 + 1 + 256 + 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cfg"),
+    [
+        (("detector=yolov2_voc",), "yolov2-voc.cfg"),
+        (("detector=yolov2",), "yolov2.cfg"),
+        (("experiment=yolov4_tiny_paper",), "yolov4-tiny.cfg"),
+        (("detector=yolov4_tiny", "detector.input_size=[320,320]", "detector.nms_iou=0.6"), "yolov4-tiny.cfg"),
+        (("detector=yolov3", "detector=yolov3_tiny"), "yolov3-tiny.cfg"),
+        (("detector=yolov3", "detector.neck.spp=true"), "yolov3-spp.cfg"),
+        (("detector=yolov3_tiny", "detector.backbone.width=0.5"), None),
+        (("detector=yolov4_tiny", "detector.masks=[[0,1,2],[3,4,5]]"), None),
+        (("detector=yolov1",), None),
+    ],
+)
+def test_the_cfg_is_that_of_the_network_however_it_was_chosen(overrides: tuple[str, ...], cfg: str | None) -> None:
+    assert cfg_of(compose("train", list(overrides))["detector"]) == cfg
 
 
 def test_every_cfg_is_that_of_a_detector() -> None:

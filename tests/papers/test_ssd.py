@@ -67,6 +67,14 @@ def test_scales_for_pascal_voc(narrow: Callable[..., Any]) -> None:
         assert larger.tolist() == pytest.approx([between] * 2)
 
 
+def test_the_authors_scales_for_pascal_voc(narrow: Callable[..., Any]) -> None:
+    """Their ssd_pascal.py: 20 to 90 % in steps of floor(70 / 4) %, 10 % before: 30 to 264 px, and 315 px behind."""
+    detector = narrow("ssd300", "anchors.scales=[0.1,0.2,0.37,0.54,0.71,0.88,1.05]")
+    levels = boxes_of_levels(detector, PER_CELL_300, SIDES_300)
+    found = [float(boxes[0, 0, 2] - boxes[0, 0, 0]) for boxes in levels]
+    assert found == pytest.approx([30, 60, 111, 162, 213, 264])
+
+
 def test_scales_for_coco(narrow: Callable[..., Any]) -> None:
     """Sec. 3.4: conv4_3 has 0.07, 21 px of 300, and the rest begins at 0.15; SSD512: 0.04, 20 px of 512, and 0.1."""
     for name, first, second in (("ssd300", 21, 45), ("ssd512", 20.48, 51.2)):

@@ -143,10 +143,12 @@ def region_delta(
     noobject_scale: float = 1.0,
     class_scale: float = 1.0,
     coord_scale: float = 1.0,
+    fork: str = "alexeyab",
 ) -> Floats:
     """Of [region] with bias_match, absolute, rescore and softmax: (A, 5 + K, h, w) for ``raw`` (C, h, w).
 
     ``anchors`` are in cells; ``seen`` images came before. A later truth on the same anchor overwrites an earlier one.
+    The ``fork`` "pjreddie" leaves out the logistic's slope, and multiplies a truth's coordinates by 2 - w h.
     """
     h, w = raw.shape[1:]
     x = raw.reshape(len(anchors), -1, h, w).astype(np.float64)
@@ -154,6 +156,9 @@ def region_delta(
     probabilities = powers / powers.sum(axis=1, keepdims=True)
     centres, objectness = sigmoid(x[:, :2]), sigmoid(x[:, 4])
     delta = np.zeros_like(x)
+
+    def slope(p: Any) -> Any:
+        return p * (1 - p) if fork == "alexeyab" else 1.0
 
     def predicted(n: int, row: int, column: int) -> Box:
         (px, py), (width, height) = centres[n, :, row, column], anchors[n]
@@ -164,13 +169,13 @@ def region_delta(
         p, at = centres[n, :, row, column], delta[n, :, row, column]
         inside = np.array([box[0] * w - column, box[1] * h - row])
         sides = np.log([box[2] * w / anchors[n][0], box[3] * h / anchors[n][1]])
-        at[:2] = scale * (inside - p) * p * (1 - p)
+        at[:2] = scale * (inside - p) * slope(p)
         at[2:4] = scale * (sides - x[n, 2:4, row, column])
 
     for n, row, column in places(len(anchors), h, w):
         best = max((iou(predicted(n, row, column), truth.box) for truth in truths), default=0.0)
         p = objectness[n, row, column]
-        delta[n, 4, row, column] = 0 if best > ignore_iou else -noobject_scale * p * p * (1 - p)
+        delta[n, 4, row, column] = 0 if best > ignore_iou else -noobject_scale * p * slope(p)
         if seen < PULLED_TO_ANCHORS:
             anchor = ((column + 0.5) / w, (row + 0.5) / h, anchors[n][0] / w, anchors[n][1] / h)
             pull(anchor, n, row, column, PULL)
@@ -178,9 +183,10 @@ def region_delta(
     for truth in truths:
         row, column = truth.cell(h, w)
         n = int(np.argmax([shape_iou(truth, width / w, height / h) for width, height in anchors]))
-        pull(truth.box, n, row, column, coord_scale)
+        size_scale = 1.0 if fork == "alexeyab" else 2 - truth.box[2] * truth.box[3]
+        pull(truth.box, n, row, column, coord_scale * size_scale)
         p, at = objectness[n, row, column], delta[n, :, row, column]
-        at[4] = object_scale * (iou(predicted(n, row, column), truth.box) - p) * p * (1 - p)
+        at[4] = object_scale * (iou(predicted(n, row, column), truth.box) - p) * slope(p)
         at[5:] = -class_scale * probabilities[n, :, row, column]
         at[5 + truth.label] += class_scale
     return delta

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from onestage.errors import InputError
@@ -22,6 +23,8 @@ from .test_module import Loader, Scale, Seen, batch
 
 class Root(Scale):
     """Finite at zero, with a gradient that is not: the square root."""
+
+    loss_parts = ("box",)
 
     def losses(self, output: Tensor, targets: Any) -> dict[str, Tensor]:
         return {"box": (output - output.detach()).mean().sqrt()}
@@ -123,6 +126,20 @@ class TestGradScaler:
         scaled(detector, batch(1.0))
         assert detector.weight.item() == 1.0
 
+    def test_stops_when_no_scale_helps(self, scaled: Any) -> None:
+        """Each infinite gradient halves the scale: 2, 1, and below 1 it is no longer too large a scale."""
+        detector = Root()
+        with pytest.raises(Diverged, match=r"step 2: the gradient is not finite even with the loss scaled by 0\.5"):
+            scaled(detector, *[batch(1.0)] * 4)
+        assert detector.weight.item() == 1.0
+
+    def test_goes_on_below_a_scale_of_one_while_gradients_are_finite(self, fit: Any) -> None:
+        from pytorch_lightning.plugins import MixedPrecision
+
+        detector = Scale()
+        fit(detector, batch(1.0), plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 0.25))])
+        assert detector.weight.item() == pytest.approx(-0.5)
+
     def test_stops_at_a_loss_that_is_not_finite(self, scaled: Any) -> None:
         with pytest.raises(Diverged, match="step 0: the loss is nan"):
             scaled(Scale(), batch(NAN))
@@ -146,6 +163,23 @@ def test_a_full_disk_hides_nothing(fit: Any, tmp_path: Path) -> None:
         fit(Scale(), batch(NAN))
 
 
+def test_neither_does_a_lack_of_memory(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(bad: BadBatch, folder: Path) -> Path:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nand more lines")
+
+    monkeypatch.setattr(BadBatch, "save", save)
+    with pytest.raises(Diverged, match=r"the loss is nan; .*: not saved: CUDA out of memory\. Tried 2 GiB$"):
+        fit(Scale(), batch(NAN))
+
+
+def test_the_images_seen_are_those_before_the_step(fit: Any, tmp_path: Path) -> None:
+    detector = Scale()
+    detector.register_buffer("seen", torch.tensor(100))
+    with pytest.raises(Diverged):
+        fit(detector, batch(1.0, 1.0, 1.0), batch(1.0, NAN))
+    assert BadBatch.load(tmp_path / "bad_batch" / "step-1-rank-0.safetensors").weights["seen"].item() == 103
+
+
 def test_an_image_without_boxes_is_saved_as_well(tmp_path: Path) -> None:
     nothing = Target(XYXY(torch.zeros(0, 4)), torch.zeros(0, dtype=torch.int64), 9)
     bad = BadBatch(
@@ -160,11 +194,20 @@ def test_an_image_without_boxes_is_saved_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", json.dumps({"no": "tensors"})])
 def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "file").write_text(content)
-    with pytest.raises(InputError, match="is no batch that a diverged training saved") as refused:
+    with pytest.raises(InputError, match="holds no batch of a diverged training") as refused:
         BadBatch.load(tmp_path / "file")
     assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match="no-such"):
         BadBatch.load(tmp_path / "no-such")
+
+
+@pytest.mark.parametrize("metadata", [None, {"onestage": "{broken"}, {"onestage": "{}"}, {"onestage": "[]"}])
+def test_other_safetensors_are_refused_in_one_line(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"images": torch.zeros(1)}, file, metadata=metadata)
+    with pytest.raises(InputError) as refused:
+        BadBatch.load(file)
+    assert str(refused.value) == f"{file} holds no batch of a diverged training"
 
 
 TWO_RANKS = """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from onestage.types import AS_IT_IS, XYXY, Batch, Detections, Placement, Target
 
 class Scale(nn.Module):
     """Loss: the mean over images of weight times the image's mean."""
+
+    loss_parts = ("box", "class")
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,6 +65,30 @@ class Seen:
         return {"map": 0.5, "map_50": 0.75}
 
 
+def quiet(folder: Path, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+
+
+def made(detector: nn.Module, schedule: Any, lr: float = 0.5) -> DetectionModule:
+    return DetectionModule(
+        detector=detector,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=lr, weight_decay=0.1),
+        schedule=schedule,
+        metric=Seen(),
+        seed=0,
+        card={"classes": ["a"]},
+    )
+
+
 @pytest.fixture
 def fitted(tmp_path: Path) -> Any:
     logged: list[tuple[dict[str, float], int]] = []
@@ -74,18 +101,8 @@ def fitted(tmp_path: Path) -> Any:
         seed=0,
         card={"classes": ["a"]},
     )
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=SinkLogger(lambda metrics, step: logged.append((metrics, step))),
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-    )
+    sink = SinkLogger(lambda metrics, step: logged.append((metrics, step)))
+    trainer = quiet(tmp_path, max_epochs=1, logger=sink, enable_checkpointing=False)
     trainer.fit(module, Loader([batch(1.0, 3.0), batch(2.0)]), Loader([batch(5.0, 6.0)]))
     return module, metric, logged, trainer, tmp_path
 
@@ -97,6 +114,67 @@ def test_every_part_of_the_loss_is_logged_by_name(fitted: Any) -> None:
     assert first["train/loss"] == pytest.approx(6.0)
     assert first["train/lr"] == pytest.approx(0.5)
     assert first["train/grad_norm"] == pytest.approx((6.0**2 + 3.0**2) ** 0.5)  # of weight and bias
+
+
+def test_a_bias_for_each_place_of_a_map_does_not_decay_either() -> None:
+    """As a locally connected layer has, (channels, h, w)."""
+    module = made(Scale(), lambda epoch, num_epochs: 1.0)
+    module.detector.local = nn.Module()
+    module.detector.local.bias = nn.Parameter(torch.zeros(2, 3, 3))
+    module._trainer = SimpleNamespace(estimated_stepping_batches=4, num_training_batches=2)  # type: ignore[assignment]
+    decayed, free = module.configure_optimizers()["optimizer"].param_groups
+    assert [p.shape for p in decayed["params"]] == [(1, 1)]
+    assert [p.shape for p in free["params"]] == [(1,), (2, 3, 3)]
+
+
+def test_a_resume_with_another_learning_rate_trains_with_it(tmp_path: Path) -> None:
+    """The first step of 0.5 is halved by the schedule, as is the second, of 0.1."""
+    first = quiet(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    first.fit(made(Scale(), lambda epoch, num_epochs: 0.5), Loader([batch(0.0)]), Loader([batch(0.0)]))
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    rates: list[float] = []
+    second = quiet(
+        tmp_path,
+        max_epochs=2,
+        logger=SinkLogger(lambda metrics, step: rates.append(metrics.get("train/lr", -1.0))),
+        enable_checkpointing=False,
+    )
+    second.fit(
+        made(Scale(), lambda epoch, num_epochs: 0.5, lr=0.1),
+        Loader([batch(0.0)]),
+        Loader([batch(0.0)]),
+        ckpt_path=tmp_path / "one.ckpt",
+        weights_only=True,
+    )
+    (group, _) = second.optimizers[0].param_groups
+    assert [rate for rate in rates if rate >= 0] == pytest.approx([0.05])
+    assert (group["lr"], group["initial_lr"]) == pytest.approx((0.05, 0.1))
+
+
+@pytest.mark.parametrize("num_batches", [4, 2, 8])
+def test_the_schedule_goes_on_at_its_epoch_when_a_resume_has_other_steps(tmp_path: Path, num_batches: int) -> None:
+    """One epoch of four steps, then one of more or fewer: another batch or world size."""
+    seen: list[tuple[float, float]] = []
+
+    def schedule(epoch: float, num_epochs: float) -> float:
+        seen.append((epoch, num_epochs))
+        return 1.0
+
+    first = quiet(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
+    first.fit(made(Scale(), schedule), Loader([batch(1.0)] * 4), Loader([batch(1.0)]))
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    seen.clear()
+    second = quiet(tmp_path, max_epochs=2, logger=False, enable_checkpointing=False)
+    second.fit(
+        made(Scale(), schedule),
+        Loader([batch(1.0)] * num_batches),
+        Loader([batch(1.0)]),
+        ckpt_path=tmp_path / "one.ckpt",
+        weights_only=True,
+    )
+    epochs = [*dict.fromkeys(epoch for epoch, _ in seen)][-num_batches:]  # after each of its steps, that of the next
+    assert epochs == [1 + (step + 1) / num_batches for step in range(1, num_batches + 1)]
+    assert {num_epochs for _, num_epochs in seen} == {2.0}
 
 
 def test_weights_decay_and_biases_do_not(fitted: Any) -> None:
@@ -121,7 +199,7 @@ def test_a_checkpoint_is_plain_data_that_says_how_to_build_the_detector(fitted: 
     trainer.save_checkpoint(folder / "one.ckpt")
     loaded = torch.load(folder / "one.ckpt", weights_only=True)
     scores = loaded["onestage"].pop("metrics")
-    assert loaded["onestage"] == {"classes": ["a"], "images_seen": 3}
+    assert loaded["onestage"] == {"classes": ["a"], "images_seen": 3, "epoch": [1, 1]}
     assert (scores["val/map"], scores["val/map_50"]) == (0.5, 0.75)
     assert set(loaded["state_dict"]) == {"detector.weight", "detector.bias", "detector.seen"}
 

@@ -275,6 +275,7 @@ def test_addresses_are_torchvisions() -> None:
         "retinanet_resnet50_fpn": detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
         "retinanet_resnet50_fpn_v2": detection.RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
         "resnet50": reference.models.ResNet50_Weights.IMAGENET1K_V1,
+        "resnet50_v2": reference.models.ResNet50_Weights.IMAGENET1K_V2,
         "resnet101": reference.models.ResNet101_Weights.IMAGENET1K_V1,
         "vgg16": reference.models.VGG16_Weights.IMAGENET1K_V1,
         "vgg16_features": reference.models.VGG16_Weights.IMAGENET1K_FEATURES,

@@ -33,7 +33,7 @@ def best_prior(
     ``centres`` and ``sizes`` (N, 2) are all truths of the batch, ``priors`` (P, 2) those of all levels, in pixels;
     ``masks`` are the numbers of each level's priors, ``shapes`` (h, w) of each level's map. Among equally good priors
     the first wins. A centre on the right or bottom border belongs to the last cell. Every other prior whose IoU with
-    the truth, by shape, is above ``also_above`` answers as well (YOLOv4, arXiv:2004.10934, Sec. 3.3).
+    the truth, by shape, is above ``also_above`` answers as well (YOLOv4, arXiv:2004.10934, Sec. 3.4).
     """
     fit = shape_iou(sizes, priors)  # (N, P)
     chosen = fit > also_above

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from onestage import __version__
 from onestage.config import CONF, build, compose, merged, options
 from onestage.data.manifest import Manifest
 from onestage.errors import INTERRUPTED, PREEMPTED, InputError
@@ -63,7 +64,12 @@ def bench(names: Sequence[str], *, data: Path, images_seen: int, precision: str,
     for number, name in enumerate(chosen, start=1):
         console.print(f"{number} of {len(chosen)}: {name}")
         overrides = merged([f"detector={name}"], common, small.get(name, []))
-        key = {"overrides": overrides, "dataset": manifest.content_hash, "machine": report["machine"]}
+        key = {
+            "version": __version__,
+            "overrides": overrides,
+            "dataset": manifest.content_hash,
+            "machine": report["machine"],
+        }
         try:
             rows.append(_once(name, key, folder=storage / name))
         except Exception as error:

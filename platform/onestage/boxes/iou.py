@@ -1,9 +1,14 @@
 """Intersection over union."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 from onestage.types import XYXY
+
+MAX_PAIRS: Final = 2**26
+"""Pairs that are compared at a time, 256 MiB of IoUs: one crowded image makes a whole batch's truths many."""
 
 
 def pairwise_iou(a: XYXY, b: XYXY) -> Tensor:
@@ -26,6 +31,13 @@ def paired_iou(a: XYXY, b: XYXY) -> Tensor:
     intersection = across * down
     union = area(a) + area(b) - intersection
     return intersection / union.clamp(min=torch.finfo(intersection.dtype).tiny)
+
+
+def highest_iou(a: XYXY, b: XYXY) -> Tensor:
+    """Of every a (B, N, 4) the highest IoU with any b (B, M, 4) of its image, as (B, N). M is at least 1."""
+    num_images = max(1, MAX_PAIRS // (a.shape[1] * b.shape[1]))
+    parts = zip(a.split(num_images), b.split(num_images), strict=True)
+    return torch.cat([pairwise_iou(XYXY(one), XYXY(other)).amax(dim=2) for one, other in parts])
 
 
 def shape_iou(a: Tensor, b: Tensor) -> Tensor:

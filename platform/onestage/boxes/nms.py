@@ -56,7 +56,7 @@ def _by_distance(
         one, others = XYXY(boxes[best][None]), XYXY(boxes[left])
         overlap = pairwise_iou(one, others)[0] - _centre_distance(one, others).pow(power)
         left = left[(overlap <= nms_iou) | (labels[left] != labels[best])]
-    return torch.stack(kept) if kept else left
+    return torch.stack(kept) if kept else left[:0]
 
 
 def _centre_distance(a: XYXY, b: XYXY) -> Tensor:

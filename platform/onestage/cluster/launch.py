@@ -40,6 +40,11 @@ class Outcome:
     reason: str | None = None
 
     @property
+    def diverged(self) -> bool:
+        """Whether the same training would end so again."""
+        return (self.reason or "").startswith("Diverged: ")
+
+    @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return self.status != "FINISHED" and (self.folder / "checkpoints" / "last.ckpt").is_file()
@@ -117,11 +122,18 @@ def _open_run(uri: str | None, config: dict[str, Any]) -> str:
         return uuid.uuid4().hex
     from onestage.tracking import runs
 
-    choice = next((o.partition("=")[2] for o in config["overrides"] if o.startswith("detector=")), "yolov3_tiny")
     runs.check(uri)
     runs.mark_dead(uri, config["tracking"]["experiment"])
-    name = config["name"] or f"{choice} {datetime.now():%m-%d %H:%M}"
-    return runs.open_run(uri, config["tracking"]["experiment"], name=name, tags={"command": " ".join(sys.argv)})
+    tags = {"command": " ".join(sys.argv)}
+    return runs.open_run(uri, config["tracking"]["experiment"], name=run_name(config), tags=tags)
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """The config's own, or the detector or else the experiment that was chosen, with the time."""
+    chosen = dict(override.split("=", 1) for override in config["overrides"] if "=" in override)
+    choices = [chosen[key] for key in ("detector", "experiment") if chosen.get(key, "null") != "null"]
+    choice = choices[0] if choices else "yolov3_tiny"
+    return config["name"] or f"{choice} {datetime.now():%m-%d %H:%M}"
 
 
 def _reopen_run(uri: str | None, run_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from onestage.data.manifest import Manifest
 from onestage.errors import InputError
 
-PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")  # the weights are float32 in all of them
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     for split in ("train", "val"):
         manifest.split(split)
     weights = config["detector"].get("weights")
-    if weights is not None:
+    if weights is not None and not weights.startswith("torchvision://"):  # a worker knows the names
         config["detector"]["weights"] = os.path.abspath(weights)  # workers have another current folder
-        if not os.path.isfile(weights):
+        if not os.path.isfile(weights) and not _goes_on(config):
             raise InputError(f"detector.weights: no file {weights}")
     for group, key in (("data", "batch_size"), ("cluster", "num_workers"), ("trainer", "max_epochs")):
         if config[group][key] < 1:
@@ -47,6 +47,12 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"output must be text or json, got {config['output']!r}")
     _share_machine(cluster)
     return config
+
+
+def _goes_on(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint takes the place of the first weights."""
+    checkpoints = Path(config["storage"]) / (config["resume"] or "") / "checkpoints"
+    return bool(config["resume"]) and (checkpoints / "last.ckpt").is_file()
 
 
 def num_cores() -> int:

@@ -16,6 +16,8 @@ from onestage import __version__
 from onestage.cluster.job import Job
 from onestage.config import build
 from onestage.data.datamodule import DetectionData
+from onestage.data.input_sizes import InputSizes
+from onestage.errors import InputError
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
 from onestage.training.callbacks import Ema, MidEpochCheckpoint, Pictures, Progress, Throughput
@@ -53,7 +55,7 @@ def train(
     last, best = checkpoints / "last.ckpt", checkpoints / "best.ckpt"
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data: DetectionData = build(config["data"])
-    module = _module(job, data)
+    module = _module(job, data, resumed=last.is_file())
     tracker = _tracker(job, last) if rank == 0 else NoTracker()
     settings = config["trainer"]
     trainer = pl.Trainer(
@@ -91,25 +93,41 @@ def train(
         tracker.close()
 
 
-def _module(job: Job, data: DetectionData) -> DetectionModule:
+def _module(job: Job, data: DetectionData, *, resumed: bool) -> DetectionModule:
     config, classes = job["config"], list(data.manifest.classes)
+    blank = config["detector"] | {"weights": None}
+    detector = build(blank if resumed else config["detector"])  # a checkpoint has weights of its own
+    _check_sizes(detector, data.input_sizes)
     card = {
         "version": __version__,
         "run_id": job["run_id"],
-        "detector": config["detector"] | {"weights": None},
+        "detector": blank,
         "data": config["data"],
         "overrides": config["overrides"],
         "classes": classes,
         "threshold": PREDICT_THRESHOLD,
     }
     return DetectionModule(
-        detector=build(config["detector"]),
+        detector=detector,
         optimizer=build(config["optimizer"]),
         schedule=build(config["schedule"]),
         metric=MeanAP(classes=classes),
         seed=config["seed"],
         card=card,
     )
+
+
+def _check_sizes(detector: Any, sizes: InputSizes) -> None:
+    """Raises InputError where training would draw a size that the network cannot take."""
+    for side in sizes.sides if sizes.every else ():
+        try:
+            detector.check_size(side, side)
+        except InputError as error:
+            raise InputError(
+                f"data.input_sizes draws {side}x{side}, which {type(detector).__name__} with "
+                f"detector.input_size={detector.input_size} does not take: set data.input_sizes.every=0, "
+                f"or its min, max and step to what it takes"
+            ) from error
 
 
 def _tracker(job: Job, last: Path) -> Tracker:

@@ -21,7 +21,7 @@ class PhotometricDistort:
         brightness: float = 0.125,
         contrast: Sequence[float] = (0.5, 1.5),
         saturation: Sequence[float] = (0.5, 1.5),
-        hue: float = 0.05,
+        hue: float = 0.1,
         p: float = 0.5,
     ) -> None:
         for name, bounds in (("contrast", contrast), ("saturation", saturation)):

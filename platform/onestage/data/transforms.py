@@ -2,7 +2,7 @@
 
 The pixel work is OpenCV's, on the image's HWC view; transforms of torchvision v2 fit between ours. Every choice is
 drawn from torch's global generator, which ``Augment`` seeds for each sample, so that a sample looks the same on
-whatever rank or loader worker it is read, and after a resume.
+whatever rank or loader worker it is read, and after a resume. A mosaic's other images alone are of the rank's batch.
 """
 
 import math
@@ -248,8 +248,9 @@ def _warp(pixels: Pixels, placement: Placement, *, size: Sequence[int], fill: fl
     # warpAffine reads four pixels for each one it writes: shrink by whole factors first, or fine structure aliases.
     shrink = int(1 / max(scale_x, scale_y))
     if shrink > 1:
-        pixels = cast(Pixels, cv2.resize(pixels, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA))
-        scale_x, scale_y = scale_x * width / (width // shrink), scale_y * height / (height // shrink)
+        less = max(1, width // shrink), max(1, height // shrink)
+        pixels = cast(Pixels, cv2.resize(pixels, less, interpolation=cv2.INTER_AREA))
+        scale_x, scale_y = scale_x * width / less[0], scale_y * height / less[1]
     # OpenCV counts from the centre of the first pixel, boxes from its corner: half a pixel apart, before and after.
     matrix = np.array([[scale_x, 0, left + (scale_x - 1) / 2], [0, scale_y, top + (scale_y - 1) / 2]])
     border = (grey(fill),) * 3

@@ -5,7 +5,7 @@ B images, K classes, G boxes of one image; boxes in pixels of the network's inpu
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class OneStageDetector(nn.Module, ABC):
     """
 
     stride: int
+    loss_parts: ClassVar[tuple[str, ...]] = ("box", "objectness", "class")
+    """The names of what ``losses`` gives."""
     counts_over_ranks: ClassVar[bool] = False
     """Whether ``losses`` calls ``positives_per_image``, for which all ranks of a training meet, once a step."""
 
@@ -30,6 +32,7 @@ class OneStageDetector(nn.Module, ABC):
         self,
         *,
         num_classes: int,
+        width: float,
         input_size: Sequence[int],
         score_threshold: float,
         nms_iou: float,
@@ -37,9 +40,18 @@ class OneStageDetector(nn.Module, ABC):
         freeze_norm: bool,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise InputError(f"detector.num_classes must be at least 1, got {num_classes}")
+        for key, value in (("num_classes", num_classes), ("max_detections", max_detections)):
+            if value < 1:
+                raise InputError(f"detector.{key} must be at least 1, got {value}")
+        for key, share in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
+            if not 0 <= share <= 1:
+                raise InputError(f"detector.{key} must be from 0 to 1, got {share}")
+        if width <= 0:
+            raise InputError(f"detector.width must be above 0, got {width}")
+        if len(input_size) != 2:
+            raise InputError(f"detector.input_size must be [H, W], got {list(input_size)}")
         self.num_classes = num_classes
+        self.width = width
         self.input_size = [int(side) for side in input_size]
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
@@ -94,6 +106,49 @@ def _identity(count: Tensor) -> Tensor:
     return count
 
 
+class DarknetDetector(OneStageDetector):
+    """A detector that Darknet has, too: with its weights, and with its form of the loss beside the paper's.
+
+    ``loss`` is "paper", or "darknet": a form whose gradient with respect to the raw maps is minus Darknet's delta.
+    ``seen`` counts the images trained on, over all ranks.
+    """
+
+    def __init__(self, *, loss: Literal["paper", "darknet"], **common: Any) -> None:
+        super().__init__(**common)
+        if loss not in ("paper", "darknet"):
+            raise InputError(f"detector.loss must be paper or darknet, got {loss}")
+        self.loss = loss
+        self.seen: Tensor
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def raw_maps(self, images: Tensor) -> list[Tensor]:
+        """The last layers' values before any activation, coarsest first, channels in Darknet's order."""
+
+    @abstractmethod
+    def from_raw_maps(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Any:
+        """The rest of forward, for an input of ``size`` (H, W)."""
+
+    @abstractmethod
+    def darknet_layers(self) -> list[nn.Module]:
+        """The layers that hold weights, in the order of the cfg and so of a ``.weights`` file."""
+
+    @abstractmethod
+    def darknet_outputs(self) -> list[tuple[nn.Module, int]]:
+        """The layers that grow with the number of classes, and by how many outputs for each."""
+
+    def forward(self, images: Tensor) -> Any:
+        return self.from_raw_maps(self.raw_maps(images), (images.shape[2], images.shape[3]))
+
+    def _start_from(self, weights: str | None) -> None:
+        """The last thing at birth, when all layers are there."""
+        if weights is not None:
+            from onestage.weights import darknet
+
+            darknet.load(self, weights)
+        self.train()  # freeze_norm holds from birth
+
+
 class Truths:
     """The targets of a batch as flat tensors, N boxes in all.
 
@@ -101,7 +156,9 @@ class Truths:
     nothing) where an image has fewer than the batch's most.
     """
 
-    def __init__(self, targets: Sequence[Target], *, num_classes: int, device: torch.device) -> None:
+    def __init__(self, targets: Sequence[Target], *, num_images: int, num_classes: int, device: torch.device) -> None:
+        if len(targets) != num_images:
+            raise InputError(f"the output is of {num_images} images, but there are targets for {len(targets)}")
         counts = [len(target.labels) for target in targets]
         self.boxes = torch.cat([target.boxes for target in targets]).to(device, torch.float32)  # (N, 4)
         self.labels = torch.cat([target.labels for target in targets]).to(device, torch.int64)  # (N,)

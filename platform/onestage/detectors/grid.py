@@ -6,7 +6,7 @@ B images, K classes, A priors a cell, N predictions of all levels; boxes in pixe
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from onestage.anchors.grid import cells
 from onestage.assign.best_prior import Assigned, best_prior
 from onestage.boxes.formats import clip, to_cxcywh, to_xyxy
-from onestage.boxes.iou import pairwise_iou
+from onestage.boxes.iou import highest_iou
 from onestage.boxes.nms import suppress
-from onestage.detectors.base import OneStageDetector, Truths
+from onestage.detectors.base import DarknetDetector, Truths
 from onestage.errors import InputError
-from onestage.types import CXCYWH, XYXY, Detections
+from onestage.types import CXCYWH, XYXY, Detections, Target
 
 MAX_LOG_RATIO: Final = 10.0
 """A box is at most e^10 times its prior: more is a young network's nonsense, and soon infinite."""
+MIN_RATIO: Final = 1e-3
+"""A truth is at least that part of its prior: the logarithm of one without area would drown all others."""
 IGNORE_CLASS_SCORE: Final = 0.25
 """AlexeyAB's yolo_layer.c ignores only predictions with a class above this."""
 
@@ -40,14 +42,14 @@ class Output(NamedTuple):
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-class GridDetector(OneStageDetector):
+class GridDetector(DarknetDetector):
     """Backbone, neck and head, and the way from the head's maps to boxes.
 
     ``priors`` are (width, height) in pixels of the input, ``masks`` the numbers of those that each level has, finest
     first as the backbone's maps. ``neck`` and ``head`` are given what comes before them: ``neck(channels)``,
     ``head(channels, out_channels=...)``. ``centre_scale`` stretches each level's bounded centres about the middle of
     their cell (Darknet's ``scale_x_y``), so that they reach the cell's border. ``nms_distance_power``: see
-    ``boxes.nms``.
+    ``boxes.nms``. ``**darknet`` is what every ``DarknetDetector`` takes.
     """
 
     def __init__(
@@ -58,64 +60,45 @@ class GridDetector(OneStageDetector):
         head: Callable[..., nn.Module],
         priors: Sequence[Sequence[float]],
         masks: Sequence[Sequence[int]],
-        num_classes: int,
-        width: float,
-        input_size: Sequence[int],
         objectness_prior: float,
-        score_threshold: float,
-        nms_iou: float,
-        max_detections: int,
-        freeze_norm: bool,
         weights: str | None,
         centre_scale: Sequence[float] | None = None,
         nms_distance_power: float | None = None,
+        **darknet: Any,
     ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            input_size=input_size,
-            score_threshold=score_threshold,
-            nms_iou=nms_iou,
-            max_detections=max_detections,
-            freeze_norm=freeze_norm,
-        )
-        self.width = width
+        super().__init__(**darknet)
         self.nms_distance_power = nms_distance_power
         self.backbone = backbone
         self.stride = max(backbone.strides)  # type: ignore[arg-type]
         self.neck = neck(backbone.channels)
         self.strides: tuple[int, ...] = backbone.strides[-len(self.neck.channels) :]  # type: ignore[arg-type,assignment,index]
+        if not all(len(prior) == 2 and min(prior) > 0 for prior in priors):
+            raise InputError(f"detector.priors must be pairs of a width and a height above 0, got {list(priors)}")
         self.priors = torch.tensor(priors, dtype=torch.float32)
         self.masks = [list(mask) for mask in masks]
         self.centre_scale = [1.0] * len(masks) if centre_scale is None else list(centre_scale)
         self._check_levels()
-        out_channels = [len(mask) * (5 + num_classes) for mask in self.masks]
+        out_channels = [len(mask) * (5 + self.num_classes) for mask in self.masks]
         self.head = head(self.neck.channels, out_channels=out_channels)
         self._start_at(objectness_prior)
-        self.seen: Tensor
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.check_size(*self.input_size)
-        if weights is not None:
-            from onestage.weights import darknet
-
-            darknet.load(self, weights)
-        self.train()  # freeze_norm holds from birth
+        self._start_from(weights)
 
     def _check_levels(self) -> None:
         for key, values in (("masks", self.masks), ("centre_scale", self.centre_scale)):
             if len(values) != len(self.strides):
                 raise InputError(f"detector.{key} names {len(values)} levels, the neck has {len(self.strides)}")
         numbers = [number for mask in self.masks for number in mask]
-        if not all(0 <= number < len(self.priors) for number in numbers):
-            raise InputError(f"detector.masks names priors {numbers}, detector.priors has {len(self.priors)}")
+        if not all(self.masks) or not all(0 <= number < len(self.priors) for number in numbers):
+            raise InputError(f"detector.masks names priors {self.masks}, detector.priors has {len(self.priors)}")
 
     def _start_at(self, objectness: float) -> None:
         """RetinaNet's idea (arXiv:1708.02002, Sec. 3.3): born doubting, so that background does not swamp step one."""
+        if not 0 < objectness < 1:
+            raise InputError(f"detector.objectness_prior must be between 0 and 1, got {objectness}")
         for mask, out in zip(self.masks, self.head.out, strict=True):  # type: ignore[arg-type]
             bias = out.bias.detach().view(len(mask), -1)
             bias[:, 4] = -math.log((1 - objectness) / objectness)
-
-    def forward(self, images: Tensor) -> Output:
-        return self.from_raw_maps(self.raw_maps(images), (images.shape[2], images.shape[3]))
 
     def raw_maps(self, images: Tensor) -> list[Tensor]:
         """The head's maps (B, A * (5 + K), h, w) before any activation, coarsest first, channels in Darknet's order."""
@@ -124,7 +107,6 @@ class GridDetector(OneStageDetector):
         return maps[::-1]
 
     def from_raw_maps(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Output:
-        """The rest of forward, for an input of ``size`` (H, W)."""
         levels, boxes = [], []
         kinds = zip(self.masks, self.strides, self.centre_scale, strict=True)
         for raw, (mask, stride, scale) in zip(maps, reversed(list(kinds)), strict=True):
@@ -132,6 +114,10 @@ class GridDetector(OneStageDetector):
             levels.append(level)  # (B, A, h, w, 5 + K)
             boxes.append(_decode(level, self.priors[mask].to(raw.device), stride, scale).flatten(1, 3))
         return Output(levels, XYXY(torch.cat(boxes, dim=1)), size)
+
+    def truths(self, output: Output, targets: Sequence[Target]) -> Truths:
+        """The targets of the output's images; raises InputError for those that are no truth."""
+        return Truths(targets, num_images=len(output.boxes), num_classes=self.num_classes, device=output.boxes.device)
 
     def assign(self, output: Output, truths: Truths, *, also_above: float = 1.0) -> list[Assigned]:
         """The truths of each level, coarsest first: see ``assign.best_prior``."""
@@ -177,11 +163,9 @@ class GridDetector(OneStageDetector):
         return found
 
     def darknet_layers(self) -> list[nn.Module]:
-        """The layers that hold weights, in the order of the cfg and so of a ``.weights`` file."""
         return [*self.backbone.children(), *self.neck.darknet_layers(self.head.darknet_layers())]  # type: ignore[operator]
 
     def darknet_outputs(self) -> list[tuple[nn.Module, int]]:
-        """The layers whose size depends on the class count, and how many outputs each class adds."""
         return [(out, len(mask)) for out, mask in zip(self.head.out, self.masks, strict=True)]  # type: ignore[arg-type]
 
 
@@ -204,8 +188,9 @@ def overlapping(output: Output, truths: Truths, *, above: float, need_class: boo
     """
     if truths.padded.shape[1] == 0:
         return [torch.zeros_like(level[..., 0], dtype=torch.bool) for level in output.levels]
-    overlap = output.by_level(pairwise_iou(output.boxes, XYXY(truths.padded)).amax(dim=2) > above)
+    overlap = output.by_level(highest_iou(output.boxes, XYXY(truths.padded)) > above)
     if not need_class:
         return overlap
-    sure = [level[..., 5:].sigmoid().amax(dim=-1) > IGNORE_CLASS_SCORE for level in output.levels]
+    logit = math.log(IGNORE_CLASS_SCORE / (1 - IGNORE_CLASS_SCORE))
+    sure = [level[..., 5:].amax(dim=-1) > logit for level in output.levels]
     return [part & any_class for part, any_class in zip(overlap, sure, strict=True)]

@@ -5,7 +5,7 @@ Where paper and code differ, structure and constants follow torchvision's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from onestage.assign.max_iou import MaxIoUAssigner
 from onestage.boxes.coders import BoxCoder
 from onestage.boxes.formats import clip
 from onestage.detectors.base import OneStageDetector, Truths
+from onestage.errors import InputError
 from onestage.losses.focal import FocalLoss
 from onestage.types import XYXY, Deltas, Detections, Target
 
@@ -39,8 +40,11 @@ class RetinaNet(OneStageDetector):
     """A feature pyramid with two towers on every level, trained on all anchors at once.
 
     ``neck`` and ``head`` are given what comes before them: ``neck(channels)``, ``head(channels, num_anchors=...,
-    num_classes=...)``. Inputs are of any height and width that are multiples of 32.
+    num_classes=...)``. Inputs are of any height and width that are multiples of 32. ``smooth_l1_beta`` is where the
+    smooth L1 loss turns from a square into a line.
     """
+
+    loss_parts: ClassVar = ("box", "class")
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class RetinaNet(OneStageDetector):
         assigner: MaxIoUAssigner,
         class_loss: FocalLoss,
         box_loss: Literal["l1", "smooth_l1", "giou"],
+        smooth_l1_beta: float,
         num_classes: int,
         width: float,
         input_size: Sequence[int],
@@ -64,6 +69,7 @@ class RetinaNet(OneStageDetector):
     ) -> None:
         super().__init__(
             num_classes=num_classes,
+            width=width,
             input_size=input_size,
             score_threshold=score_threshold,
             nms_iou=nms_iou,
@@ -71,8 +77,9 @@ class RetinaNet(OneStageDetector):
             freeze_norm=freeze_norm,
         )
         if box_loss not in ("l1", "smooth_l1", "giou"):
-            raise ValueError(f"detector.box_loss must be l1, smooth_l1 or giou, got {box_loss}")
-        self.width = width
+            raise InputError(f"detector.box_loss must be l1, smooth_l1 or giou, got {box_loss}")
+        if not smooth_l1_beta > 0:
+            raise InputError(f"detector.smooth_l1_beta must be above 0, got {smooth_l1_beta}")
         self.backbone = backbone
         self.stride = max(backbone.strides)  # type: ignore[arg-type]
         self.neck = neck(backbone.channels)
@@ -82,6 +89,7 @@ class RetinaNet(OneStageDetector):
         self.coder = BoxCoder()
         self.class_loss = class_loss
         self.box_loss = box_loss
+        self.smooth_l1_beta = smooth_l1_beta
         self.candidates_per_level = candidates_per_level
         self.mean: Tensor
         self.std: Tensor
@@ -119,7 +127,9 @@ class RetinaNet(OneStageDetector):
 
     def losses(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Sec. 4, "Focal Loss": all anchors but the ignored ones, over the image's positives, then over B."""
-        truths = Truths(targets, num_classes=self.num_classes, device=output.anchors.device)
+        truths = Truths(
+            targets, num_images=len(output.logits), num_classes=self.num_classes, device=output.anchors.device
+        )
         matched = self.assigner(output.anchors, XYXY(truths.padded))  # (B, A)
         num_positives = (matched >= 0).sum(dim=1).clamp(min=1)
         image, anchor = (matched >= 0).nonzero(as_tuple=True)  # (P,)
@@ -132,7 +142,7 @@ class RetinaNet(OneStageDetector):
         box = self._box_loss(
             XYXY(output.anchors[anchor]), Deltas(output.deltas[image, anchor]), XYXY(truths.boxes[truth])
         )
-        num_images = max(len(targets), 1)
+        num_images = len(targets)
         return {
             "class": (focal.sum(dim=1) / num_positives).sum() / num_images,
             "box": (box / num_positives[image]).sum() / num_images,
@@ -144,9 +154,12 @@ class RetinaNet(OneStageDetector):
         if self.box_loss == "giou":
             loss = generalized_box_iou_loss(self.coder.decode(anchors, deltas), boxes)
             return loss
-        distance = F.l1_loss if self.box_loss == "l1" else F.smooth_l1_loss
-        loss = distance(deltas, self.coder.encode(anchors, boxes), reduction="none").sum(dim=1)
-        return loss
+        wanted = self.coder.encode(anchors, boxes)
+        if self.box_loss == "smooth_l1":
+            loss = F.smooth_l1_loss(deltas, wanted, beta=self.smooth_l1_beta, reduction="none")
+        else:
+            loss = F.l1_loss(deltas, wanted, reduction="none")
+        return loss.sum(dim=1)
 
     @torch.no_grad()
     def detect(self, output: Output) -> list[Detections]:

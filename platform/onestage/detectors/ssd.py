@@ -4,6 +4,7 @@ B images, K classes, A default boxes of all levels, G boxes of an image; boxes i
 Where paper and torchvision's ``ssd300_vgg16`` differ, structure and defaults follow torchvision.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Final, NamedTuple
@@ -30,6 +31,8 @@ from onestage.types import XYXY, Deltas, Detections, Target
 CONV4_3_SCALE: Final = 20.0  # Sec. 3.1, at the beginning
 BACKGROUND: Final = 0  # among the logits, where class k is k + 1
 
+log = logging.getLogger(__name__)
+
 
 class Output(NamedTuple):
     """Logits (B, A, 1 + K), background first, and deltas (B, A, 4) from the default boxes."""
@@ -47,6 +50,7 @@ class SSD(OneStageDetector):
     ``candidates_per_class`` those of an image that go into NMS.
     """
 
+    loss_parts: ClassVar = ("box", "class")
     counts_over_ranks: ClassVar[bool] = True
 
     def __init__(
@@ -71,13 +75,13 @@ class SSD(OneStageDetector):
     ) -> None:
         super().__init__(
             num_classes=num_classes,
+            width=width,
             input_size=input_size,
             score_threshold=score_threshold,
             nms_iou=nms_iou,
             max_detections=max_detections,
             freeze_norm=freeze_norm,
         )
-        self.width = width
         self.positive_iou = positive_iou
         self.negatives_per_positive = negatives_per_positive
         self.candidates_per_class = candidates_per_class
@@ -96,6 +100,11 @@ class SSD(OneStageDetector):
             from onestage.weights import torchvision
 
             torchvision.load_file(self, weights)
+            if weights == "torchvision://vgg16" and backbone.std.max() < 0.1:
+                log.warning(
+                    "detector.weights: torchvision://vgg16 was trained with detector.backbone.image_std="
+                    "[0.229,0.224,0.225]: torchvision://vgg16_features is for SSD's"
+                )
         self.train()  # freeze_norm holds from birth
 
     def _map_shapes(self) -> list[tuple[int, int]]:
@@ -142,7 +151,7 @@ class SSD(OneStageDetector):
 
     def losses(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Sec. 2.2, "Training objective": smooth L1 and softmax over the positives; nothing where there are none."""
-        classes, deltas = self._assigned(targets)
+        classes, deltas = self._assigned(targets, len(output.logits))
         positive = classes != BACKGROUND
         box = F.smooth_l1_loss(output.deltas, deltas, reduction="none").sum(dim=2)
         entropy = F.cross_entropy(output.logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(box)
@@ -152,10 +161,10 @@ class SSD(OneStageDetector):
         return {"box": (box * positive).sum() / num_positives, "class": (entropy * counted).sum() / num_positives}
 
     @torch.no_grad()
-    def _assigned(self, targets: Sequence[Target]) -> tuple[Tensor, Deltas]:
+    def _assigned(self, targets: Sequence[Target], num_images: int) -> tuple[Tensor, Deltas]:
         """The class (B, A) that each default box answers for, or BACKGROUND, and the deltas (B, A, 4), 0 for that."""
         anchors = self.default_boxes
-        truths = Truths(targets, num_classes=self.num_classes, device=anchors.device)
+        truths = Truths(targets, num_images=num_images, num_classes=self.num_classes, device=anchors.device)
         labels = pad_sequence([target.labels for target in targets], batch_first=True).to(anchors.device)  # (B, G)
         match = bipartite(pairwise_iou(XYXY(truths.padded), XYXY(anchors)), positive_iou=self.positive_iou)
         # One truth more, the background, is what all other default boxes answer for.

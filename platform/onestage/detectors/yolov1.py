@@ -4,7 +4,7 @@ B images, K classes, S cells of a grid, P boxes that a cell predicts; boxes in p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from onestage.anchors.grid import cells
 from onestage.assign.responsible import first_in_cell, responsible
 from onestage.boxes.formats import clip, to_cxcywh, to_xyxy
 from onestage.boxes.nms import suppress
-from onestage.detectors.base import OneStageDetector, Truths
+from onestage.detectors.base import DarknetDetector, Truths
 from onestage.errors import InputError
 from onestage.nn.blocks import ACTIVATIONS, LEAKY_SLOPE, scaled
 from onestage.nn.local import LocallyConnected
@@ -34,11 +34,11 @@ class Output(NamedTuple):
     size: tuple[int, int]
 
 
-class YOLOv1(OneStageDetector):
+class YOLOv1(DarknetDetector):
     """A grid of cells, each with its classes and a few boxes, out of one connected layer.
 
     ``hidden`` is given what comes before it: ``hidden(channels, grid)``, and says how many ``features`` it ends in.
-    ``loss`` is "paper", or "darknet": half of it, whose gradient is minus Darknet's delta.
+    ``**darknet`` is what every ``DarknetDetector`` takes; its ``loss`` "darknet" is half of the paper's.
     """
 
     def __init__(
@@ -47,48 +47,26 @@ class YOLOv1(OneStageDetector):
         backbone: nn.Module,
         hidden: Callable[..., nn.Module],
         boxes_per_cell: int,
-        num_classes: int,
-        width: float,
-        input_size: Sequence[int],
         lambda_coord: float,
         lambda_noobj: float,
-        loss: Literal["paper", "darknet"],
-        score_threshold: float,
-        nms_iou: float,
-        max_detections: int,
-        freeze_norm: bool,
-        weights: str | None = None,
+        weights: str | None,
+        **darknet: Any,
     ) -> None:
-        super().__init__(
-            num_classes=num_classes,
-            input_size=input_size,
-            score_threshold=score_threshold,
-            nms_iou=nms_iou,
-            max_detections=max_detections,
-            freeze_norm=freeze_norm,
-        )
+        super().__init__(**darknet)
         if boxes_per_cell < 1:
             raise InputError(f"detector.boxes_per_cell must be at least 1, got {boxes_per_cell}")
-        self.width = width
         self.boxes_per_cell = boxes_per_cell
         self.lambda_coord = lambda_coord
         self.lambda_noobj = lambda_noobj
-        self.loss = loss
         self.backbone = backbone
         self.stride: int = backbone.stride  # type: ignore[assignment]
         super().check_size(*self.input_size)
         self.grid = (self.input_size[0] // self.stride, self.input_size[1] // self.stride)
         self.num_cells = self.grid[0] * self.grid[1]
         self.hidden = hidden(backbone.channels, self.grid)
-        self.out = nn.Linear(self.hidden.features, self.num_cells * (num_classes + boxes_per_cell * 5))  # type: ignore[arg-type]
+        self.out = nn.Linear(self.hidden.features, self.num_cells * (self.num_classes + boxes_per_cell * 5))  # type: ignore[arg-type]
         self._start_apart()
-        self.seen: Tensor
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        if weights is not None:
-            from onestage.weights import darknet
-
-            darknet.load(self, weights)
-        self.train()  # freeze_norm holds from birth
+        self._start_from(weights)
 
     def _start_apart(self) -> None:
         """Boxes are born in the middle of their cell, of sizes apart: which answers is then no matter of chance.
@@ -110,16 +88,12 @@ class YOLOv1(OneStageDetector):
                 f"alone, got {height}x{width}: set detector.input_size"
             )
 
-    def forward(self, images: Tensor) -> Output:
-        return self.from_raw_maps(self.raw_maps(images), (images.shape[2], images.shape[3]))
-
     def raw_maps(self, images: Tensor) -> list[Tensor]:
         """The last layer's values (B, S * (K + 5 * P)) in Darknet's order: all classes, all objectness, all boxes."""
         self.check_images(images)
         return [self.out(self.hidden(self.backbone(images)))]
 
     def from_raw_maps(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Output:
-        """The rest of forward, for an input of ``size`` (H, W)."""
         (raw,) = maps
         per_cell = (self.num_classes, self.boxes_per_cell, 4 * self.boxes_per_cell)
         parts = raw.float().split([self.num_cells * values for values in per_cell], dim=1)
@@ -139,7 +113,7 @@ class YOLOv1(OneStageDetector):
 
     def losses(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Eq. 3, over B: squared errors of the responsible boxes, of every objectness, and of the classes of cells."""
-        truths = Truths(targets, num_classes=self.num_classes, device=output.boxes.device)
+        truths = Truths(targets, num_images=len(output.boxes), num_classes=self.num_classes, device=output.boxes.device)
         truth = first_in_cell(
             XYXY(truths.boxes), truths.image, num_images=len(targets), size=output.size, grid=self.grid
         )
@@ -156,7 +130,7 @@ class YOLOv1(OneStageDetector):
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         classes = (output.classes - one_hot.float()).square() * occupied
         half = 0.5 if self.loss == "darknet" else 1.0
-        scale = half / max(len(targets), 1)
+        scale = half / len(targets)
         return {
             "box": scale * self.lambda_coord * box.sum(),
             "objectness": scale * confidence.sum(),
@@ -188,11 +162,9 @@ class YOLOv1(OneStageDetector):
         return found
 
     def darknet_layers(self) -> list[nn.Module]:
-        """The layers that hold weights, in the order of the cfg and so of a ``.weights`` file."""
         return [*self.backbone.children(), self.hidden, self.out]
 
     def darknet_outputs(self) -> list[tuple[nn.Module, int]]:
-        """The layers that grow with the number of classes, and by how many outputs for each."""
         return [(self.out, self.num_cells)]
 
 

@@ -5,7 +5,7 @@ Where paper and code differ, structure and constants follow the authors' yolov2.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from onestage.assign.best_prior import Assigned
 from onestage.boxes.formats import to_cxcywh
 from onestage.boxes.iou import paired_iou
 from onestage.detectors.base import Truths
-from onestage.detectors.grid import GridDetector, Output, overlapping
+from onestage.detectors.grid import MIN_RATIO, GridDetector, Output, overlapping
 from onestage.types import XYXY, Target
 
 PRIOR_IMAGES: Final = 12_800  # region_layer.c: so long every box is drawn to its prior
@@ -29,8 +29,10 @@ class YOLOv2(GridDetector):
     ``object_weight`` scales the objectness of predictions that answer for a truth; ``ignore_iou``: a prediction that
     overlaps a truth by more is no background. ``loss`` is "paper": cross-entropy of centres and objectness, small boxes
     counting more, as the authors' code has it (pjreddie's region_layer.c); or "darknet": AlexeyAB's form, squared
-    errors of the bounded values, whose gradient is minus its delta.
+    errors of the bounded values.
     """
+
+    loss_parts: ClassVar = ("box", "objectness", "class", "prior")
 
     def __init__(
         self,
@@ -39,7 +41,6 @@ class YOLOv2(GridDetector):
         priors: Sequence[Sequence[float]],
         ignore_iou: float,
         object_weight: float,
-        loss: Literal["paper", "darknet"],
         **grid: Any,
     ) -> None:
         cell: int = backbone.strides[-1]  # type: ignore[index,assignment]
@@ -47,24 +48,22 @@ class YOLOv2(GridDetector):
         super().__init__(backbone=backbone, priors=in_pixels, masks=[range(len(priors))], **grid)
         self.ignore_iou = ignore_iou
         self.object_weight = object_weight
-        self.loss = loss
 
     def losses(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Sec. 2; of several truths that share a prediction the last counts, as in region_layer.c."""
         (level,) = output.levels  # (B, A, h, w, 5 + K)
-        truths = Truths(targets, num_classes=self.num_classes, device=level.device)
+        truths = self.truths(output, targets)
         (at,) = self.assign(output, truths)
         where = (truths.image, at.anchor, at.row, at.column)
         positive, counts = _last_of_each(level.shape[:4], where)
         boxes = to_cxcywh(XYXY(truths.boxes))
-        num_images = max(len(targets), 1)
         parts = {
             "box": (self._box_loss(level[where], boxes, at, output.size) * counts).sum(),
             "objectness": self._objectness_loss(output, truths, where, positive, counts),
             "class": (F.cross_entropy(level[where][:, 5:], truths.labels, reduction="none") * counts).sum(),
             "prior": self._prior_loss(level, positive),
         }
-        return {name: part / num_images for name, part in parts.items()}
+        return {name: part / len(targets) for name, part in parts.items()}
 
     def _bounded(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of values that a logistic function bounds (Sec. 2, "Direct location prediction")."""
@@ -75,7 +74,7 @@ class YOLOv2(GridDetector):
     def _box_loss(self, raw: Tensor, boxes: Tensor, at: Assigned, size: tuple[int, int]) -> Tensor:
         """Of raw predictions (T, 5 + K) for truths (T, 4), as (T,)."""
         offset = boxes[:, :2] / self.stride - torch.stack((at.column, at.row), dim=1)
-        scale = (boxes[:, 2:] / self.prior_at(0, at.anchor)).clamp(min=1e-9).log()
+        scale = (boxes[:, 2:] / self.prior_at(0, at.anchor)).clamp(min=MIN_RATIO).log()
         centre = self._bounded(raw[:, :2], offset.clamp(0, 1))
         loss = (centre + 0.5 * (raw[:, 2:4] - scale).square()).sum(dim=1)
         if self.loss == "darknet":

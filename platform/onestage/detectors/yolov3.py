@@ -5,7 +5,7 @@ Where paper and code differ, structure and constants follow the authors' yolov3.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from onestage.assign.best_prior import Assigned
 from onestage.boxes.formats import to_cxcywh
-from onestage.detectors.base import Truths
-from onestage.detectors.grid import GridDetector, Output, overlapping
+from onestage.detectors.grid import MIN_RATIO, GridDetector, Output, overlapping
+from onestage.errors import InputError
 from onestage.losses.classes import shared_targets
 from onestage.types import XYXY, Target
 
@@ -28,21 +28,24 @@ class YOLOv3(GridDetector):
 
     ``ignore_iou``: a prediction that overlaps a truth by more is no background, though another answers for the truth.
     ``focal_gamma`` above 0 makes objectness and classes focal losses, which the paper tried (Sec. 4). ``**grid`` is
-    what every ``GridDetector`` takes. ``loss`` is "paper", or "darknet": AlexeyAB's form, whose gradient is minus its
-    delta.
+    what every ``GridDetector`` takes; its ``loss`` "darknet" is AlexeyAB's form.
     """
 
-    def __init__(
-        self, *, ignore_iou: float, focal_gamma: float, loss: Literal["paper", "darknet"], **grid: Any
-    ) -> None:
+    def __init__(self, *, ignore_iou: float, focal_gamma: float, **grid: Any) -> None:
         super().__init__(**grid)
+        if focal_gamma < 0 or (focal_gamma > 0 and self.loss == "darknet"):
+            raise InputError(
+                f"detector.focal_gamma must be 0 or more, and 0 with detector.loss=darknet, got {focal_gamma}"
+            )
         self.ignore_iou = ignore_iou
         self.focal_gamma = focal_gamma
-        self.loss = loss
 
     def losses(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Sec. 2.1 and 2.2: squared error of size, cross-entropy of centre, objectness and classes, over B."""
-        truths = Truths(targets, num_classes=self.num_classes, device=output.boxes.device)
+        """Sec. 2.1 and 2.2: squared error of size, cross-entropy of centre, objectness and classes, over B.
+
+        Truths that share a prediction all draw at its box, as in AlexeyAB's code; in the authors' the last one does.
+        """
+        truths = self.truths(output, targets)
         boxes = to_cxcywh(XYXY(truths.boxes))
         ignored = overlapping(output, truths, above=self.ignore_iou, need_class=self.loss == "darknet")
         box, objectness, classes = [], [], []
@@ -53,11 +56,10 @@ class YOLOv3(GridDetector):
             positive[where] = 1
             counted = (positive > 0) | ~ignored[number]
             objectness.append((self._entropy(level[..., 4], positive) * counted).sum())
-            used, target = shared_targets(level.shape, where, truths.labels[at.truth])
-            classes.append(self._entropy(level[..., 5:][used], target).sum())
-        num_images = max(len(targets), 1)
+            used, target = shared_targets(where, truths.labels[at.truth], num_classes=self.num_classes)
+            classes.append(self._entropy(level[used][:, 5:], target).sum())
         parts = {"box": box, "objectness": objectness, "class": classes}
-        return {name: torch.stack(levels).sum() / num_images for name, levels in parts.items()}
+        return {name: torch.stack(levels).sum() / len(targets) for name, levels in parts.items()}
 
     def _entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.focal_gamma == 0:
@@ -68,7 +70,7 @@ class YOLOv3(GridDetector):
     def _box_loss(self, raw: Tensor, boxes: Tensor, at: Assigned, number: int, size: tuple[int, int]) -> Tensor:
         """Of raw predictions (T, 5 + K) for truths (T, 4): small boxes count more, by 2 - w h (yolo_layer.c)."""
         offset = boxes[:, :2] / self.strides[::-1][number] - torch.stack((at.column, at.row), dim=1)
-        scale = (boxes[:, 2:] / self.prior_at(number, at.anchor)).clamp(min=1e-9).log()
+        scale = (boxes[:, 2:] / self.prior_at(number, at.anchor)).clamp(min=MIN_RATIO).log()
         centre = F.binary_cross_entropy_with_logits(raw[:, :2], offset.clamp(0, 1), reduction="none")
         extent = 0.5 * (raw[:, 2:4] - scale).square()
         weight = 2 - boxes[:, 2] * boxes[:, 3] / (size[0] * size[1])

@@ -5,20 +5,19 @@ Where paper and code differ, structure and constants follow the authors' yolov4.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss
 
-from onestage.detectors.base import Truths
 from onestage.detectors.grid import GridDetector, Output, overlapping
 from onestage.losses.classes import shared_targets
 from onestage.types import XYXY, Target
 
 DARKNET_IOU_NORMALIZER: Final = 0.07
-MIN_TRUTH_PX: Final = 1e-2  # CIoU compares aspects, which a box without a side has not
+MIN_SIDE_PX: Final = 1e-2  # CIoU compares aspects, which a box without a side has not
 
 
 class YOLOv4(GridDetector):
@@ -27,8 +26,8 @@ class YOLOv4(GridDetector):
     Besides the best prior, all whose IoU by shape is above ``anchor_iou`` answer for a truth. ``ignore_iou``: a
     prediction that overlaps a truth by more, with some class to show, is no background. ``box_weight`` scales 1 - CIoU.
     ``label_smoothing`` e moves the classes' targets to 1 - e / 2 and e / 2. ``**grid`` is what every ``GridDetector``
-    takes. ``loss`` is "paper", or "darknet": AlexeyAB's objectness and classes, whose gradient is minus its delta, and
-    its normaliser of the boxes. (His box delta is no gradient of CIoU, or of anything; here it is CIoU's.)
+    takes; its ``loss`` "darknet" is AlexeyAB's form in objectness and classes. His box delta is no gradient of CIoU, or
+    of anything: with "darknet" the boxes have CIoU's, times his normaliser, under which they hardly learn.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class YOLOv4(GridDetector):
         ignore_iou: float,
         box_weight: float,
         label_smoothing: float,
-        loss: Literal["paper", "darknet"],
         **grid: Any,
     ) -> None:
         super().__init__(**grid)
@@ -46,11 +44,10 @@ class YOLOv4(GridDetector):
         self.ignore_iou = ignore_iou
         self.box_weight = box_weight
         self.label_smoothing = label_smoothing
-        self.loss = loss
 
     def losses(self, output: Output, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Sec. 3.4 "CIoU-loss", "using multiple anchors for a single ground truth"; sums over the predictions, by B."""
-        truths = Truths(targets, num_classes=self.num_classes, device=output.boxes.device)
+        truths = self.truths(output, targets)
         ignored = overlapping(output, truths, above=self.ignore_iou, need_class=True)
         box, objectness, classes = [], [], []
         levels = zip(
@@ -67,18 +64,21 @@ class YOLOv4(GridDetector):
             positive[where] = 1
             entropy = F.binary_cross_entropy_with_logits(level[..., 4], positive, reduction="none")
             objectness.append((entropy * ((positive > 0) | ~near)).sum())
-            used, target = shared_targets(level.shape, where, truths.labels[at.truth])
+            used, target = shared_targets(where, truths.labels[at.truth], num_classes=self.num_classes)
             smooth = target * (1 - self.label_smoothing) + self.label_smoothing / 2
-            classes.append(F.binary_cross_entropy_with_logits(level[..., 5:][used], smooth, reduction="sum"))
-        num_images = max(len(targets), 1)
+            classes.append(F.binary_cross_entropy_with_logits(level[used][:, 5:], smooth, reduction="sum"))
         parts = {"box": box, "objectness": objectness, "class": classes}
-        return {name: torch.stack(levels).sum() / num_images for name, levels in parts.items()}
+        return {name: torch.stack(levels).sum() / len(targets) for name, levels in parts.items()}
 
     def _box_loss(self, boxes: XYXY, truths: XYXY) -> Tensor:
         """1 - CIoU (arXiv:1911.08287, eq. 10) of predictions (T, 4) for truths (T, 4)."""
-        solid = torch.cat((truths[:, :2], torch.maximum(truths[:, 2:], truths[:, :2] + MIN_TRUTH_PX)), dim=1)
-        loss: Tensor = complete_box_iou_loss(boxes, solid, reduction="sum")
+        loss: Tensor = complete_box_iou_loss(_solid(boxes), _solid(truths), reduction="sum")
         return loss * (DARKNET_IOU_NORMALIZER if self.loss == "darknet" else self.box_weight)
 
     def class_scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
+
+
+def _solid(boxes: XYXY) -> Tensor:
+    """Boxes (T, 4) with sides of ``MIN_SIDE_PX`` at least."""
+    return torch.cat((boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + MIN_SIDE_PX)), dim=1)

@@ -1,6 +1,6 @@
 """A trained detector as a Darknet ``.weights`` file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +10,8 @@ from onestage.inference import Predictor, tracking_uri
 from onestage.weights import darknet
 
 HEADER_BYTES: Final = 20
-DEFAULT: Final = "yolov3_tiny"  # what conf/train.yaml chooses
+STRUCTURE: Final = ("backbone", "neck", "head", "hidden", "boxes_per_cell", "priors", "masks", "centre_scale")
+"""What a cfg fixes; it leaves input size, number of classes and thresholds to whoever uses it."""
 CFGS: Final = {
     "yolov1_darknet": "yolov1.cfg",
     "yolov1_tiny": "yolov1-tiny.cfg",
@@ -44,18 +45,28 @@ def export(run: str, *, out: Path | None, overrides: Sequence[str]) -> dict[str,
     file.parent.mkdir(parents=True, exist_ok=True)
     darknet.save(detector, file)
     size = file.stat().st_size
-    choice = next((one.partition("=")[2] for one in predictor.overrides if one.startswith("detector=")), DEFAULT)
-    width = predictor.config["detector"]["width"]
+    node = predictor.config["detector"]
     return {
         "run_id": run,
         "out": str(file),
         "bytes": size,
         "floats": (size - HEADER_BYTES) // 4,
-        "cfg": CFGS.get(choice) if width == 1.0 else None,
-        "width": width,
+        "cfg": cfg_of(node),
+        "width": node["width"],
         "input_size": list(detector.input_size),
         "classes": list(predictor.classes),
     }
+
+
+def cfg_of(node: Mapping[str, Any]) -> str | None:
+    """The cfg of Darknet that a detector's config is the network of."""
+    family = node["_target_"].split(".")[-2]
+    for name, cfg in CFGS.items():
+        if name.startswith(family):
+            theirs = compose("train", [f"detector={name}"])["detector"]
+            if all(theirs.get(key) == node.get(key) for key in STRUCTURE):
+                return cfg
+    return None
 
 
 def _beside(run: str) -> Path:

@@ -1,22 +1,23 @@
 """Targets of independent logistic classifiers."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def shared_targets(shape: torch.Size, where: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which predictions of ``shape`` (B, A, h, w, 5 + K) answer for a truth, and the classes of each of these.
+def shared_targets(where: Sequence[Tensor], labels: Tensor, *, num_classes: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The predictions that answer for truths, each once, and their classes.
 
-    ``where`` are the (image, anchor, row, column) of T truths, each (T,), ``labels`` their classes (T,). Gives a mask
-    (B, A, h, w) of U predictions, and targets (U, K): truths that share a prediction make it multi-label.
+    ``where`` are the indices of T truths' predictions, (T,) for each dimension, ``labels`` (T,) their classes. Gives
+    the indices of the U predictions among them, and targets (U, K): truths that share one make it multi-label.
 
-    >>> zero = torch.zeros(2, dtype=torch.int64)
-    >>> used, target = shared_targets(torch.Size((1, 1, 1, 1, 8)), (zero,) * 4, torch.tensor([0, 2]))
-    >>> target.tolist()
-    [[1.0, 0.0, 1.0]]
+    >>> rows, columns = torch.tensor([0, 3, 0]), torch.tensor([1, 1, 1])
+    >>> (row, column), target = shared_targets((rows, columns), torch.tensor([0, 1, 2]), num_classes=3)
+    >>> row.tolist(), target.tolist()
+    ([0, 3], [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     """
-    target = torch.zeros((*shape[:-1], shape[-1] - 5), device=labels.device)
-    target[(*where, labels)] = 1
-    used = torch.zeros(shape[:-1], dtype=torch.bool, device=labels.device)
-    used[where] = True
-    return used, target[used]
+    places, number = torch.stack(list(where), dim=1).unique(dim=0, return_inverse=True)
+    target = torch.zeros(len(places), num_classes, device=labels.device)
+    target[number, labels] = 1
+    return places.unbind(dim=1), target

@@ -25,9 +25,11 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class BadBatch:
-    """One rank's share of a step that diverged, with the weights as they were before it.
+    """One rank's share of a step that diverged, and the weights that it met.
 
-    ``card`` builds the detector, ``seed`` is what the step's random draws began with, ``precision`` Lightning's name.
+    ``weights`` are the parameters before the step, with ``seen`` not counting it yet; the other buffers are as its
+    forward left them, so batch norm's statistics hold the batch. ``card`` builds the detector, ``seed`` is what the
+    step's random draws began with, ``precision`` Lightning's name.
     """
 
     batch: Batch
@@ -40,7 +42,9 @@ class BadBatch:
 
     def save(self, folder: Path) -> Path:
         """Writes ``step-N-rank-R.safetensors`` into ``folder``: images, boxes and labels by image, and weights."""
-        tensors = {f"weights.{name}": value.detach().clone().contiguous() for name, value in self.weights.items()}
+        # Not a copy on the GPU, whose memory the training may have filled.
+        weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.weights.items()}
+        tensors = {f"weights.{name}": value for name, value in weights.items()}
         tensors["images"] = self.batch.images.contiguous()
         for number, target in enumerate(self.batch.targets):
             tensors[f"boxes.{number}"] = target.boxes.contiguous()
@@ -66,33 +70,45 @@ class BadBatch:
             with safe_open(str(path), framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["onestage"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError, KeyError) as error:
-            raise InputError(f"{path} is no batch that a diverged training saved: {error}") from error
-        targets = [
-            Target(XYXY(tensors[f"boxes.{number}"]), tensors[f"labels.{number}"], image_id)
-            for number, image_id in enumerate(facts["image_ids"])
-        ]
-        prefix = "weights."
-        return cls(
-            batch=Batch(tensors["images"], targets, facts["keys"]),
-            weights={k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)},
-            card=facts["card"],
-            step=facts["step"],
-            rank=facts["rank"],
-            seed=facts["seed"],
-            precision=facts["precision"],
-        )
+            targets = [
+                Target(XYXY(tensors[f"boxes.{number}"]), tensors[f"labels.{number}"], image_id)
+                for number, image_id in enumerate(facts["image_ids"])
+            ]
+            prefix = "weights."
+            return cls(
+                batch=Batch(tensors["images"], targets, facts["keys"]),
+                weights={k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)},
+                card=facts["card"],
+                step=facts["step"],
+                rank=facts["rank"],
+                seed=facts["seed"],
+                precision=facts["precision"],
+            )
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} holds no batch of a diverged training: {error}") from error
+        except (KeyError, ValueError, TypeError) as error:  # a safetensors file with other facts, or none
+            raise InputError(f"{path} holds no batch of a diverged training") from error
 
 
-def stop(bad: BadBatch, parts: Mapping[str, Tensor], *, loss: Tensor, folder: Path, world_size: int) -> NoReturn:
+def stop(
+    bad: BadBatch,
+    parts: Mapping[str, Tensor],
+    *,
+    loss: Tensor,
+    folder: Path,
+    world_size: int,
+    loss_scale: float | None = None,
+) -> NoReturn:
     """Saves the batch on the ranks where it happened, and raises the same Diverged on all of them.
 
-    ``parts`` are this rank's; ``loss`` is the mean over ranks. Every rank must call this: it tells the others.
+    ``parts`` are this rank's; ``loss`` is the mean over ranks; ``loss_scale`` is the scaler's, where there is one.
+    Every rank must call this: it tells the others.
     """
     values, total = {name: float(part) for name, part in parts.items()}, float(loss)
     what = f"the loss is {total}"
     if math.isfinite(total):
-        what = f"the gradient is not finite, the loss is {total:.6g}"
+        scaled = "" if loss_scale is None else f" even with the loss scaled by {loss_scale:g}"
+        what = f"the gradient is not finite{scaled}, the loss is {total:.6g}"
     # Whose gradient it was, nobody can say after the sum over the ranks: then every rank saves its share.
     ours = math.isfinite(total) or not all(map(math.isfinite, values.values()))
     found = _finding(bad, values, folder) if ours else None
@@ -107,8 +123,8 @@ def _finding(bad: BadBatch, parts: Mapping[str, float], folder: Path) -> str:
     listed = ", ".join(f"{name} {value:.6g}" for name, value in parts.items())
     try:
         saved = f"`onestage replay {bad.save(folder)}` says which"
-    except (OSError, SafetensorError) as error:  # the other ranks wait to hear of this one
-        saved = f"not saved: {str(error).splitlines()[0]}"
+    except (OSError, SafetensorError, RuntimeError) as error:  # the other ranks wait to hear of this one
+        saved = f"not saved: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     return f"rank {bad.rank} ({listed}), images {', '.join(bad.batch.keys)}: {saved}"
 
 

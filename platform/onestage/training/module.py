@@ -4,6 +4,7 @@ B images of this rank's batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -68,6 +69,8 @@ class DetectionModule(pl.LightningModule):
         self.card = dict(card)
         self.metrics: dict[str, float] = {}
         self.images_seen = 0
+        self._start = (0, Fraction(0))  # the step and the epoch from which this process counts
+        self._steps_per_epoch = 1
         self.found: list[Found] = []
         self.val_losses: list[Tensor] = []
 
@@ -87,18 +90,36 @@ class DetectionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Weight decay acts on weights alone: a decayed norm or bias only shrinks the signal."""
-        weights = [p for p in self.detector.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.detector.parameters() if p.requires_grad and p.ndim <= 1]
+        trained = [(name, p) for name, p in self.detector.named_parameters() if p.requires_grad]
+        weights = [p for name, p in trained if p.ndim > 1 and not name.endswith("bias")]
+        others = [p for name, p in trained if p.ndim <= 1 or name.endswith("bias")]
         optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
         num_steps = int(self.trainer.estimated_stepping_batches)
-        steps_per_epoch = max(int(self.trainer.num_training_batches), 1)
+        self._steps_per_epoch = max(int(self.trainer.num_training_batches), 1)
+        num_epochs = num_steps / self._steps_per_epoch
 
         def factor(step: int) -> float:
             # Step 0 is the first to be taken: a warm-up from nothing would waste it.
-            return self.schedule((step + 1) / steps_per_epoch, num_steps / steps_per_epoch)
+            return self.schedule(float(self._epoch(step + 1)), num_epochs)
 
         scheduler: LRSchedulerConfigType = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def on_train_start(self) -> None:
+        """A resume takes the optimizer's state from the checkpoint, but its settings from the config of now."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [settings["initial_lr"] for settings in self._settings]
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, settings in zip(scheduler.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings | {"lr": settings["initial_lr"] * factor})
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+    def _epoch(self, step: int) -> Fraction:
+        """Epochs done before ``step``; exact, also where a resume changed how many steps an epoch has."""
+        first, epoch = self._start
+        return epoch + Fraction(step - first, self._steps_per_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # What a step draws depends on the seed, step and rank alone, so that a resumed run draws the same.
@@ -133,21 +154,13 @@ class DetectionModule(pl.LightningModule):
 
     def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
         """The step's losses over all ranks, by name; one reduction of a few numbers. Returns the total."""
-        names = [f"train/loss/{name}" for name in self._part_names(losses)]
-        values = torch.stack([loss.detach(), *losses.values()])
-        if self.trainer.world_size > 1:
-            padded = values.new_zeros(1 + len(names))
-            padded[: len(values)] = values
-            values = self._mean_over_ranks(padded)
-        self.log_dict(dict(zip(["train/loss", *names], values, strict=True)), batch_size=1)
+        parts: tuple[str, ...] = self.detector.loss_parts  # type: ignore[assignment]
+        none = torch.zeros_like(loss)  # a rank without an image has no parts
+        values = self._mean_over_ranks(torch.stack([loss.detach(), *(losses.get(name, none) for name in parts)]))
+        names = ["train/loss", *(f"train/loss/{name}" for name in parts)]
+        self.log_dict(dict(zip(names, values, strict=True)), batch_size=1)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0], batch_size=1)  # type: ignore[union-attr]
         return values[0]
-
-    def _part_names(self, losses: Mapping[str, Tensor]) -> list[str]:
-        """Also on a rank that has no image: the names seen before, which all ranks share."""
-        if losses:
-            self._names = list(losses)
-        return getattr(self, "_names", [])
 
     def configure_gradient_clipping(
         self,
@@ -165,13 +178,18 @@ class DetectionModule(pl.LightningModule):
         Loss and gradient are by now the same on all ranks: all of them stop or none does.
         """
         finite = self._step.loss.isfinite()
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = None if scaler is None else float(scaler.get_scale())
+        if scale is None or scale < 1:
             finite = finite & norm.isfinite()  # 16-mixed's scaler finds its scale by infinite gradients, and skips them
         if finite:
             return
+        weights = self.detector.state_dict()
+        if "seen" in weights:
+            weights["seen"] = weights["seen"] - self._step.batch.step_images(self.trainer.world_size)
         bad = BadBatch(
             batch=self._step.batch,
-            weights=self.detector.state_dict(),
+            weights=weights,
             card=self.card,
             step=self.global_step,
             rank=self.global_rank,
@@ -179,7 +197,14 @@ class DetectionModule(pl.LightningModule):
             precision=str(self.trainer.precision),
         )
         folder = Path(self.trainer.default_root_dir) / "bad_batch"
-        stop(bad, self._step.parts, loss=self._step.loss, folder=folder, world_size=self.trainer.world_size)
+        stop(
+            bad,
+            self._step.parts,
+            loss=self._step.loss,
+            folder=folder,
+            world_size=self.trainer.world_size,
+            loss_scale=scale,
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if len(batch) == 0:
@@ -208,10 +233,16 @@ class DetectionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self.detector, step=self.global_step)
-        checkpoint["onestage"] = self.card | {"images_seen": self.images_seen, "metrics": self.metrics}
+        epoch = self._epoch(self.global_step).as_integer_ratio()
+        checkpoint["onestage"] = self.card | {
+            "images_seen": self.images_seen,
+            "epoch": list(epoch),
+            "metrics": self.metrics,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["onestage"]["images_seen"]
+        self._start = (checkpoint["global_step"], Fraction(*checkpoint["onestage"]["epoch"]))
 
 
 def to_float(images: Tensor) -> Tensor:

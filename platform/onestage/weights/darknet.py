@@ -24,6 +24,7 @@ from onestage.errors import InputError
 
 VERSION: Final = (0, 2, 5)
 TRANSPOSED_ABOVE: Final = 1000  # major or minor version, parser.c
+MAX_SEEN: Final = 2**63 - 1
 KINDS: Final = {2: "connected layer", 3: "local layer", 4: "convolution"}  # by the dimensions of the weights
 PARTIAL: Final = ".conv."  # Darknet names a file of the first N layers NAME.conv.N
 
@@ -148,6 +149,8 @@ def _read(file: Path) -> tuple[int, npt.NDArray[np.uint8]]:
             "transposed: load and save it with a newer Darknet first"
         )
     seen = int.from_bytes(header[12:start], "little")
+    if seen > MAX_SEEN:
+        raise InputError(f"detector.weights: {file} is no Darknet file: its header counts {seen:,} images")
     return seen, np.memmap(file, np.uint8, mode="c", offset=start, shape=(size - start,))
 
 

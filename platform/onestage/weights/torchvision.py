@@ -23,6 +23,7 @@ URLS: Final = {
         "retinanet_resnet50_fpn": "retinanet_resnet50_fpn_coco-eeacb38b.pth",
         "retinanet_resnet50_fpn_v2": "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth",
         "resnet50": "resnet50-0676ba61.pth",
+        "resnet50_v2": "resnet50-11ad3fa6.pth",  # the same network, trained better
         "resnet101": "resnet101-63fe2227.pth",
         "vgg16": "vgg16-397923af.pth",
         "vgg16_features": "vgg16_features-amdegroot-88682ab5.pth",  # for inputs scaled as SSD's are
