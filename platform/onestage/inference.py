@@ -61,7 +61,7 @@ class Predictor:
         detector.load_state_dict(weights)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
-            detector=detector.to(device, memory_format=torch.channels_last).eval(),
+            detector=detector.to(device).to(memory_format=torch.channels_last).eval(),
             classes=card["classes"],
             config=config,
             overrides=card["overrides"],

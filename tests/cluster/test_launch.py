@@ -59,7 +59,7 @@ class TestBadInput:
         assert "write KEY=VALUE" in refused(capsys, "trainer.max_epochs")
 
     def test_an_unknown_detector_lists_what_there_is(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "yolov3, yolov3_tiny" in refused(capsys, "detector=yolov99")
+        assert "yolov3, yolov3_spp, yolov3_tiny" in refused(capsys, "detector=yolov99")
 
     def test_a_class_count_that_does_not_fit(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
         said = refused(capsys, "tracking=none", f"data.root={digits}", "detector.num_classes=3")
