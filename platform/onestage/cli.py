@@ -61,6 +61,9 @@ def train(arguments: Sequence[str]) -> int:
     from onestage.config.app import run
 
     overrides = ["output=json" if one == "--json" else one for one in arguments]
+    if "--cfg" in overrides:  # Hydra takes it before or behind all overrides only
+        at = overrides.index("--cfg")
+        overrides = [*overrides[at : at + 2], *overrides[:at], *overrides[at + 2 :]]
     return run("train", overrides, _train)
 
 

@@ -4,6 +4,7 @@ A RUN is an MLflow run id, a ``models:/name@alias`` URI, or a checkpoint file.
 """
 
 import json
+import pickle
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Predictor:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             card = loaded["onestage"]
+        except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same
+            raise InputError(f"{path} is not a checkpoint of onestage: it is no torch file, or holds more") from error
         except (KeyError, RuntimeError, EOFError, OSError, ValueError, ImportError) as error:
             raise InputError(f"{path} is not a checkpoint of onestage: {str(error).splitlines()[0]}") from error
         prefix = "detector."

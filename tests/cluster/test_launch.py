@@ -87,6 +87,11 @@ class TestBadInput:
         said = refused(capsys, "tracking=none", f"data.root={digits}", "detector.weights=no-such.weights")
         assert "no-such.weights" in said
 
+    @pytest.mark.parametrize("steps", [0, -2])
+    def test_no_steps(self, capsys: pytest.CaptureFixture[str], digits: Path, steps: int) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", f"trainer.max_steps={steps}")
+        assert f"trainer.max_steps must be at least 1, or -1 for no limit, got {steps}" in said
+
     @pytest.mark.parametrize("precision", ["8-bit", "bf16-true", "16-true", "64-true"])
     def test_a_precision_that_nothing_trains_in(
         self, capsys: pytest.CaptureFixture[str], digits: Path, precision: str

@@ -274,7 +274,7 @@ def test_targets_of_too_few_images_are_refused(make: Make, name: str) -> None:
         ("score_threshold=2.0", "detector.score_threshold must be from 0 to 1, got 2.0"),
         ("nms_iou=-0.1", "detector.nms_iou must be from 0 to 1, got -0.1"),
         ("width=-1.0", "detector.width must be above 0, got -1.0"),
-        ("input_size=[416]", "detector.input_size must be [H, W], got [416]"),
+        ("input_size=[416]", "detector.input_size must be [H, W] in whole pixels, got [416]"),
     ],
 )
 def test_values_without_meaning_are_refused_in_one_line(

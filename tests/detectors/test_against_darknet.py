@@ -18,8 +18,8 @@ from onestage.types import XYXY, Target
 Make = Callable[..., Any]
 Reference = Any
 SIZES = [(192, 192), (96, 64)]  # height, width; from 192 on the pools of SPP, 5, 9 and 13 wide, all differ
-NAMES = ["yolov2", "yolov2_voc", "yolov2_tiny_voc", "yolov3", "yolov3_spp", "yolov3_tiny", "yolov4", "yolov4_tiny"]
-SLOW = [pytest.param("yolov1_darknet", marks=pytest.mark.slow)]  # 197 million floats
+QUICK = ["yolov1_tiny", "yolov2_tiny_voc", "yolov3_tiny", "yolov4", "yolov4_tiny"]
+SLOW = ["yolov1_darknet", "yolov2", "yolov2_voc", "yolov3", "yolov3_spp"]  # 50 to 197 million floats
 
 
 def net_of(reference: Reference, name: str) -> Any:
@@ -63,7 +63,7 @@ class Network(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
-@pytest.fixture(scope="module", params=[*SLOW, "yolov1_tiny", *NAMES])
+@pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def network(
     request: pytest.FixtureRequest, reference: Reference, make_detector: Make, tmp_path_factory: pytest.TempPathFactory
 ) -> Network:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onestage.detectors.yolov4 import YOLOv4
+from onestage.errors import InputError
 from onestage.types import XYXY, Target
 
 Make = Callable[..., YOLOv4]
@@ -108,8 +109,29 @@ def test_stretched_centres_reach_the_border_of_their_cell(make_detector: Make) -
 
 
 def test_a_centre_scale_for_another_number_of_levels_is_refused(make_detector: Make) -> None:
-    with pytest.raises(ValueError, match=r"^detector.centre_scale names 1 levels, the neck has 2$"):
+    with pytest.raises(InputError, match=r"^detector.centre_scale names 1 levels, the neck has 2$"):
         make_detector("yolov4_tiny", "centre_scale=[1.05]")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("box_weight=-1.0", "detector.box_weight must be above 0, got -1.0"),
+        ("ignore_iou=2.0", "detector.ignore_iou must be from 0 to 1, got 2.0"),
+        ("label_smoothing=-0.1", "detector.label_smoothing must be from 0 to 1, got -0.1"),
+        ("priors=[[0,14]]", "detector.priors must be pairs of a width and a height above 0, got [[0, 14]]"),
+        ("objectness_prior=0.0", "detector.objectness_prior must be between 0 and 1, got 0.0"),
+    ],
+)
+def test_values_without_meaning_are_refused(make_detector: Make, override: str, says: str) -> None:
+    with pytest.raises(InputError) as error:
+        make_detector("yolov4_tiny", "width=0.125", override)
+    assert str(error.value) == says
+
+
+def test_an_activation_that_is_not_there_is_refused_with_those_that_are(make_detector: Make) -> None:
+    with pytest.raises(InputError, match=r"^detector.backbone.activation must be leaky or mish, got foo$"):
+        make_detector("yolov4", "width=0.125", "backbone.activation=foo")
 
 
 def crowd() -> list[Tensor]:

@@ -129,6 +129,14 @@ def test_a_detector_that_darknet_does_not_have_is_refused_in_one_line(
     assert not (tmp_path / "last.weights").exists()
 
 
+def test_a_file_that_is_no_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "some.weights").write_bytes(b"\0" * 40)
+    assert main(["export", str(tmp_path / "some.weights"), "--format", "darknet", "tracking=none"]) == 2
+    said = capsys.readouterr().err
+    assert "some.weights is not a checkpoint of onestage" in said
+    assert said.count("\n") == 1
+
+
 def test_a_run_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "no-such-run", "--format", "darknet", "tracking=none"]) == 2
     said = capsys.readouterr().err

@@ -120,8 +120,8 @@ def test_a_file_that_is_too_long_is_refused_with_how_much(small: Any, tmp_path: 
     with pytest.raises(InputError) as error:
         darknet.load(small, path)
     assert str(error.value) == (
-        f"detector.weights: {path} holds {needed + 7:,}.00 floats, the detector needs {needed:,}: "
-        "7.00 too many after convolution 13, the last"
+        f"detector.weights: {path} holds {needed + 7:,} floats, the detector needs {needed:,}: "
+        "7 too many after convolution 13, the last"
     )
 
 

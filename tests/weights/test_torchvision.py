@@ -221,7 +221,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(small: Any, tmp_path: Pat
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as error:
         torchvision.load_file(small, tmp_path / name)
-    start = f"detector.weights: {tmp_path}/{name} is neither a .safetensors nor a torch file: "
+    start = f"detector.weights: {tmp_path}/{name} is neither a .safetensors nor a torch file"
     assert str(error.value).startswith(start) and "\n" not in str(error.value)
 
 
@@ -232,9 +232,15 @@ def test_a_torch_file_of_something_else_is_refused(small: Any, tmp_path: Path, v
         torchvision.load_file(small, tmp_path / "checkpoint.pth")
 
 
+def test_a_darknet_file_is_told_as_such(small: Any, tmp_path: Path) -> None:
+    (tmp_path / "yolov3.weights").write_bytes(b"\0" * 40)
+    with pytest.raises(InputError, match=r"yolov3.weights is for Darknet's YOLOs, this detector takes torchvision's"):
+        torchvision.load_file(small, tmp_path / "yolov3.weights")
+
+
 def test_a_file_that_would_run_code_is_refused(small: Any, tmp_path: Path) -> None:
     torch.save({"weight": Path("anything but tensors")}, tmp_path / "foreign.pth")
-    with pytest.raises(InputError, match=r"foreign.pth is neither a .safetensors nor a torch file: Weights only load"):
+    with pytest.raises(InputError, match=r"foreign.pth is neither a .safetensors nor a torch file of tensors alone$"):
         torchvision.load_file(small, tmp_path / "foreign.pth")
 
 

@@ -43,6 +43,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config['trainer']['precision']!r}"
         )
+    steps = config["trainer"]["max_steps"]
+    if steps != -1 and steps < 1:
+        raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {steps}")
     if config["output"] not in ("text", "json"):
         raise InputError(f"output must be text or json, got {config['output']!r}")
     _share_machine(cluster)

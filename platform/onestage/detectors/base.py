@@ -43,16 +43,14 @@ class OneStageDetector(nn.Module, ABC):
         for key, value in (("num_classes", num_classes), ("max_detections", max_detections)):
             if value < 1:
                 raise InputError(f"detector.{key} must be at least 1, got {value}")
-        for key, share in (("score_threshold", score_threshold), ("nms_iou", nms_iou)):
-            if not 0 <= share <= 1:
-                raise InputError(f"detector.{key} must be from 0 to 1, got {share}")
+        check_shares(score_threshold=score_threshold, nms_iou=nms_iou)
         if width <= 0:
             raise InputError(f"detector.width must be above 0, got {width}")
-        if len(input_size) != 2:
-            raise InputError(f"detector.input_size must be [H, W], got {list(input_size)}")
+        if len(input_size) != 2 or not all(isinstance(side, int) for side in input_size):
+            raise InputError(f"detector.input_size must be [H, W] in whole pixels, got {list(input_size)}")
         self.num_classes = num_classes
         self.width = width
-        self.input_size = [int(side) for side in input_size]
+        self.input_size = list(input_size)
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.max_detections = max_detections
@@ -100,6 +98,13 @@ class OneStageDetector(nn.Module, ABC):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def check_shares(**values: float) -> None:
+    """Raises InputError for a key of the detector's config that is not from 0 to 1."""
+    for key, value in values.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"detector.{key} must be from 0 to 1, got {value}")
 
 
 def _identity(count: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from onestage.assign.best_prior import Assigned
 from onestage.boxes.formats import to_cxcywh
 from onestage.boxes.iou import paired_iou
-from onestage.detectors.base import Truths
+from onestage.detectors.base import Truths, check_shares
 from onestage.detectors.grid import MIN_RATIO, GridDetector, Output, overlapping
 from onestage.types import XYXY, Target
 
@@ -46,6 +46,7 @@ class YOLOv2(GridDetector):
         cell: int = backbone.strides[-1]  # type: ignore[index,assignment]
         in_pixels = [[cell * width, cell * height] for width, height in priors]
         super().__init__(backbone=backbone, priors=in_pixels, masks=[range(len(priors))], **grid)
+        check_shares(ignore_iou=ignore_iou)
         self.ignore_iou = ignore_iou
         self.object_weight = object_weight
 

@@ -14,6 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from onestage.assign.best_prior import Assigned
 from onestage.boxes.formats import to_cxcywh
+from onestage.detectors.base import check_shares
 from onestage.detectors.grid import MIN_RATIO, GridDetector, Output, overlapping
 from onestage.errors import InputError
 from onestage.losses.classes import shared_targets
@@ -37,6 +38,7 @@ class YOLOv3(GridDetector):
             raise InputError(
                 f"detector.focal_gamma must be 0 or more, and 0 with detector.loss=darknet, got {focal_gamma}"
             )
+        check_shares(ignore_iou=ignore_iou)
         self.ignore_iou = ignore_iou
         self.focal_gamma = focal_gamma
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import complete_box_iou_loss
 
+from onestage.detectors.base import check_shares
 from onestage.detectors.grid import GridDetector, Output, overlapping
+from onestage.errors import InputError
 from onestage.losses.classes import shared_targets
 from onestage.types import XYXY, Target
 
@@ -40,6 +42,9 @@ class YOLOv4(GridDetector):
         **grid: Any,
     ) -> None:
         super().__init__(**grid)
+        check_shares(anchor_iou=anchor_iou, ignore_iou=ignore_iou, label_smoothing=label_smoothing)
+        if box_weight <= 0:
+            raise InputError(f"detector.box_weight must be above 0, got {box_weight}")
         self.anchor_iou = anchor_iou
         self.ignore_iou = ignore_iou
         self.box_weight = box_weight

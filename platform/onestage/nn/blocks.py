@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onestage.errors import InputError
+
 DARKNET_BN_MOMENTUM: Final = 0.1  # rolling = 0.9 * old + 0.1 * new
 LEAKY_SLOPE: Final = 0.1
 ACTIVATIONS: Final[dict[str, Callable[[], nn.Module]]] = {
@@ -24,6 +26,13 @@ def scaled(channels: int, width: float) -> int:
     return channels if width == 1.0 else max(8, round(channels * width / 8) * 8)
 
 
+def made(activation: str) -> nn.Module:
+    """The activation of that name; raises InputError where there is none."""
+    if activation not in ACTIVATIONS:
+        raise InputError(f"detector.backbone.activation must be {' or '.join(ACTIVATIONS)}, got {activation}")
+    return ACTIVATIONS[activation]()
+
+
 class ConvBlock(nn.Sequential):
     """Convolution without bias, batch norm, activation: Darknet's ``[convolutional]`` with ``pad=1``."""
 
@@ -33,7 +42,7 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
             nn.BatchNorm2d(out_channels, eps=1e-5, momentum=DARKNET_BN_MOMENTUM),
-            ACTIVATIONS[activation](),
+            made(activation),
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from onestage.errors import InputError
 from onestage.training.divergence import BadBatch, check_weights, stop
 from onestage.training.schedules import Schedule
 from onestage.types import Batch, Detections, Target
@@ -93,7 +94,10 @@ class DetectionModule(pl.LightningModule):
         trained = [(name, p) for name, p in self.detector.named_parameters() if p.requires_grad]
         weights = [p for name, p in trained if p.ndim > 1 and not name.endswith("bias")]
         others = [p for name, p in trained if p.ndim <= 1 or name.endswith("bias")]
-        optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
+        try:
+            optimizer = self.optimizer([{"params": weights}, {"params": others, "weight_decay": 0.0}])
+        except ValueError as error:  # torch says which value, not whose
+            raise InputError(f"optimizer: {error}") from error
         num_steps = int(self.trainer.estimated_stepping_batches)
         self._steps_per_epoch = max(int(self.trainer.num_training_batches), 1)
         num_epochs = num_steps / self._steps_per_epoch

@@ -175,9 +175,14 @@ def _misfit(layers: Sequence[_Layer], ends: Sequence[int], num_bytes: int) -> st
             f"short at {_place(layers, bisect_right(ends, held))} of {len(layers)}"
         )
     return (
-        f"holds {num_bytes / 4:,.2f} floats, the detector needs {needed:,}: {num_bytes / 4 - needed:,.2f} too many "
+        f"holds {_floats(num_bytes)} floats, the detector needs {needed:,}: {_floats(num_bytes - 4 * needed)} too many "
         f"after {_place(layers, len(layers) - 1)}, the last"
     )
+
+
+def _floats(num_bytes: int) -> str:
+    """As in "1,000" and, where bytes are left over, "0.25"."""
+    return f"{num_bytes // 4:,}" if num_bytes % 4 == 0 else f"{num_bytes / 4:,.2f}"
 
 
 def _place(layers: Sequence[_Layer], number: int) -> str:

@@ -132,13 +132,19 @@ def _check(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: st
 def _read(file: Path) -> Mapping[str, Tensor]:
     if not file.is_file():
         raise InputError(f"detector.weights: no file {file}")
+    if file.suffix == ".weights":
+        raise InputError(
+            f"detector.weights: {file} is for Darknet's YOLOs, this detector takes torchvision's state dicts"
+        )
     try:
         found: Any
         if file.suffix == ".safetensors":
             found = read_safetensors(file)
         else:
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same
+        raise InputError(f"detector.weights: {file} is neither a .safetensors nor a torch file of tensors alone") from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"detector.weights: {file} is neither a .safetensors nor a torch file: {reason}") from error
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
