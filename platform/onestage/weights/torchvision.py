@@ -143,7 +143,8 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         else:
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same
-        raise InputError(f"detector.weights: {file} is neither a .safetensors nor a torch file of tensors alone") from error
+        what = "neither a .safetensors nor a torch file of tensors alone"
+        raise InputError(f"detector.weights: {file} is {what}") from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"detector.weights: {file} is neither a .safetensors nor a torch file: {reason}") from error
