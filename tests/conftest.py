@@ -1,6 +1,7 @@
 """What the tests of several rooms share: detectors built from ``conf/``, Darknet's own numbers, a Darknet of ours."""
 
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -48,6 +49,33 @@ def shared() -> Path:
 def darknet_refs(shared: Path) -> ModuleType:
     """The generator of deterministic weights, images and head maps that Darknet was run on."""
     return _module("darknet_refs", shared / "refs" / "weights.py")
+
+
+@pytest.fixture(scope="session")
+def assert_detections_are_darknets(darknet_refs: ModuleType, shared: Path) -> Callable[..., None]:
+    """Asks that on the drawn image a detector finds what Darknet found, ``when`` is "before_nms" or "after_nms"."""
+
+    def compare(detector: Any, name: str, width: int, height: int, when: str) -> None:
+        import numpy as np
+        import torch
+
+        reference = json.loads((shared / "refs" / "dets" / f"{name}.json").read_text())[f"{width}x{height}"]
+        rows = [[*box["box"], *pair] for box in reference[when] for pair in box["cls"]]  # cx cy w h class p
+        expected = np.array(rows)
+        detector.score_threshold = reference["thresh"]
+        detector.nms_iou = reference["nms"] if when == "after_nms" else 1.0
+        with torch.no_grad():
+            (found,) = detector.detect(detector(torch.from_numpy(darknet_refs.image(name, width, height))[None]))
+        half = expected[:, 2:4] / 2
+        corners = np.concatenate((expected[:, :2] - half, expected[:, :2] + half), axis=1).clip(0, 1)
+        expected = np.column_stack((corners, expected[:, 5], 1000 * expected[:, 4]))
+        boxes = found.boxes.numpy() / [width, height, width, height]
+        pairs = np.column_stack((boxes, found.scores.numpy(), 1000 * found.labels.numpy()))
+        same = abs(pairs[:, None] - expected).max(axis=2) <= 1e-4
+        assert same.shape == (len(expected), len(expected))
+        assert (same.sum(axis=0) == 1).all() and (same.sum(axis=1) == 1).all()
+
+    return compare
 
 
 @pytest.fixture(scope="session")

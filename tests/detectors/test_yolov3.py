@@ -57,22 +57,9 @@ def test_forward_equals_darknet(tiny: YOLOv3, darknet_refs: ModuleType, shared: 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("when", ["before_nms", "after_nms"])
 def test_detections_equal_darknets(
-    tiny: YOLOv3, darknet_refs: ModuleType, shared: Path, width: int, height: int, when: str
+    tiny: YOLOv3, assert_detections_are_darknets: Callable[..., None], width: int, height: int, when: str
 ) -> None:
-    reference = json.loads((shared / "refs" / "dets" / "yolov3-tiny.json").read_text())[f"{width}x{height}"]
-    expected = np.array([[*box["box"], *pair] for box in reference[when] for pair in box["cls"]])  # cx cy w h class p
-    tiny.score_threshold = reference["thresh"]
-    tiny.nms_iou = reference["nms"] if when == "after_nms" else 1.0
-    with torch.no_grad():
-        (found,) = tiny.detect(tiny(torch.from_numpy(darknet_refs.image("yolov3-tiny", width, height))[None]))
-    half = expected[:, 2:4] / 2
-    corners = np.concatenate((expected[:, :2] - half, expected[:, :2] + half), axis=1).clip(0, 1)
-    expected = np.column_stack((corners, expected[:, 5], 1000 * expected[:, 4]))
-    boxes = found.boxes.numpy() / [width, height, width, height]
-    pairs = np.column_stack((boxes, found.scores.numpy(), 1000 * found.labels.numpy()))
-    same = abs(pairs[:, None] - expected).max(axis=2) <= 1e-4
-    assert same.shape == (len(expected), len(expected))
-    assert (same.sum(axis=0) == 1).all() and (same.sum(axis=1) == 1).all()
+    assert_detections_are_darknets(tiny, "yolov3-tiny", width, height, when)
 
 
 # Darknet's numbers: the loss of yolov3 on given heads and truths

@@ -1,11 +1,10 @@
 """Cross-stage partial backbones (arXiv:1911.11929, as in YOLOv4). Maps finest first."""
 
-from typing import Final
-
 import torch
 from torch import Tensor, nn
 
 from onestage.nn.blocks import ConvBlock, Residual, scaled
+from onestage.nn.darknet import Darknet53, FiveStages
 
 
 class CrossStage(nn.Module):
@@ -39,28 +38,20 @@ class CrossStage(nn.Module):
         return joined
 
 
-class CSPDarknet53(nn.Module):
-    """CSPDarknet-53 (arXiv:2004.10934, Sec. 3.1) with Mish: maps at strides 8, 16 and 32."""
-
-    NUM_RESIDUALS: Final = (1, 2, 8, 8, 4)
+class CSPDarknet53(FiveStages):
+    """CSPDarknet-53 (arXiv:2004.10934, Sec. 3.1), with Mish: Darknet-53's stages, each cross-stage partial."""
 
     def __init__(self, *, width: float = 1.0, activation: str = "mish") -> None:
-        super().__init__()
-        channels = [scaled(32 * 2**stage, width) for stage in range(6)]
-        self.channels = tuple(channels[3:])
-        self.strides = (8, 16, 32)
-        self.stem = ConvBlock(3, channels[0], kernel=3, activation=activation)
-        self.stages = nn.ModuleList(
-            CrossStage(channels[stage], channels[stage + 1], num_residuals=num, whole=stage == 0, activation=activation)
-            for stage, num in enumerate(self.NUM_RESIDUALS)
-        )
+        def stage(in_channels: int, channels: int, number: int) -> nn.Module:
+            return CrossStage(
+                in_channels,
+                channels,
+                num_residuals=Darknet53.NUM_RESIDUALS[number],
+                whole=number == 0,
+                activation=activation,
+            )
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps, x = [], self.stem(images)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps[2:]
+        super().__init__(stage, width=width, activation=activation)
 
 
 class PartialBlock(nn.Module):

@@ -1,5 +1,7 @@
 """Darknet backbones. Each returns its maps finest first; ``channels`` and ``strides`` say of what."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Final
 
 from torch import Tensor, nn
@@ -36,24 +38,19 @@ class Darknet19(nn.Module):
         return maps[-2:]
 
 
-class Darknet53(nn.Module):
-    """Darknet-53 without its classifier (arXiv:1804.02767, Table 1): maps at strides 8, 16 and 32."""
+class FiveStages(nn.Module):
+    """A 3x3 stem, and five stages that each halve the size and double the channels: maps at strides 8, 16 and 32.
 
-    NUM_RESIDUALS: Final = (1, 2, 8, 8, 4)
+    ``stage(in_channels, channels, number)`` makes the stages, counted from 0.
+    """
 
-    def __init__(self, *, width: float = 1.0) -> None:
+    def __init__(self, stage: Callable[[int, int, int], nn.Module], *, width: float, activation: str) -> None:
         super().__init__()
-        channels = [scaled(32 * 2**stage, width) for stage in range(6)]
+        channels = [scaled(32 * 2**number, width) for number in range(6)]
         self.channels = tuple(channels[3:])
         self.strides = (8, 16, 32)
-        self.stem = ConvBlock(3, channels[0], kernel=3)
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                ConvBlock(channels[stage], channels[stage + 1], kernel=3, stride=2),
-                *(Residual(channels[stage + 1]) for _ in range(num)),
-            )
-            for stage, num in enumerate(self.NUM_RESIDUALS)
-        )
+        self.stem = ConvBlock(3, channels[0], kernel=3, activation=activation)
+        self.stages = nn.ModuleList(stage(*pair, number) for number, pair in enumerate(pairwise(channels)))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps, x = [], self.stem(images)
@@ -61,6 +58,21 @@ class Darknet53(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps[2:]
+
+
+class Darknet53(FiveStages):
+    """Darknet-53 without its classifier (arXiv:1804.02767, Table 1)."""
+
+    NUM_RESIDUALS: Final = (1, 2, 8, 8, 4)
+
+    def __init__(self, *, width: float = 1.0) -> None:
+        super().__init__(self._stage, width=width, activation="leaky")
+
+    def _stage(self, in_channels: int, channels: int, number: int) -> nn.Module:
+        return nn.Sequential(
+            ConvBlock(in_channels, channels, kernel=3, stride=2),
+            *(Residual(channels) for _ in range(self.NUM_RESIDUALS[number])),
+        )
 
 
 class DarknetTiny(nn.Module):
