@@ -12,7 +12,7 @@ from onestage.config import build, compose, merged
 from onestage.data.datamodule import DetectionData
 from onestage.drawing import draw
 from onestage.errors import InputError
-from onestage.inference import Predictor, tracking_uri
+from onestage.inference import Predictor
 from onestage.metrics.mean_ap import MeanAP
 from onestage.training.module import in_original
 
@@ -27,8 +27,10 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
     from rich.console import Console
     from rich.progress import track
 
+    from onestage.tracking.tracker import store_uri
+
     config = compose("train", list(overrides))
-    uri = tracking_uri(config)
+    uri = store_uri(config)
     predictor = Predictor.open(run, storage=config["storage"], tracking_uri=uri)
     own = predictor.config["data"]["root"]  # absolute, where the run's overrides may not be
     data: DetectionData = build(compose("train", merged(predictor.overrides, [f"data.root={own}"], overrides))["data"])
@@ -58,9 +60,11 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
+    from onestage.tracking.tracker import store_uri
+
     files = list(_pictures(paths))
     config = compose("train", list(overrides))
-    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=tracking_uri(config))
+    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=store_uri(config))
     threshold = predictor.threshold if threshold is None else threshold
     out.mkdir(parents=True, exist_ok=True)
     results, num_drawn = [], 0

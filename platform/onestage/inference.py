@@ -111,15 +111,6 @@ class Predictor:
         ]
 
 
-def tracking_uri(config: Mapping[str, Any]) -> str | None:
-    """Where a composed config keeps its runs; None for tracking=none."""
-    if config["tracking"]["kind"] == "none":
-        return None
-    from onestage.tracking import runs
-
-    return runs.tracking_uri(config["tracking"]["uri"])
-
-
 def _in_image(found: Detections, image: np.ndarray) -> Detections:
     """Detections cut to the image; what lies on the letterbox's grey bars alone is none."""
     height, width = image.shape[:2]

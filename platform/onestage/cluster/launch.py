@@ -56,7 +56,9 @@ def launch(config: dict[str, Any]) -> Outcome:
     Raises InputError before anything starts for what can be known to be wrong by then. A training that fails later is
     an Outcome; its MLflow run is never left RUNNING.
     """
-    uri = _tracking_uri(config)
+    from onestage.tracking.tracker import store_uri
+
+    uri = store_uri(config)
     if config["resume"]:
         config = check(resumed(config, uri))
         run_id = config["resume"]
@@ -107,14 +109,6 @@ def _train(job: Job) -> Outcome:
         tracking_uri=job["tracking_uri"],
         reason=reason,
     )
-
-
-def _tracking_uri(config: dict[str, Any]) -> str | None:
-    if config["tracking"]["kind"] == "none":
-        return None
-    from onestage.tracking import runs
-
-    return runs.tracking_uri(config["tracking"]["uri"])
 
 
 def _open_run(uri: str | None, config: dict[str, Any]) -> str:

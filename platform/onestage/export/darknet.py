@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from onestage.config import compose
 from onestage.errors import InputError
-from onestage.inference import Predictor, tracking_uri
+from onestage.inference import Predictor
 from onestage.weights import darknet
 
 HEADER_BYTES: Final = 20
@@ -33,8 +33,10 @@ def export(run: str, *, out: Path | None, overrides: Sequence[str]) -> dict[str,
     Returns what was written; ``cfg`` is None where no cfg of Darknet has this network. Raises InputError for a detector
     that is not of the Darknet family.
     """
+    from onestage.tracking.tracker import store_uri
+
     config = compose("train", list(overrides))
-    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=tracking_uri(config))
+    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=store_uri(config))
     detector: Any = predictor.detector
     if not hasattr(detector, "darknet_layers"):
         raise InputError(

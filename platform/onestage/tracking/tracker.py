@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def store_uri(config: Mapping[str, Any]) -> str | None:
+    """Where a composed config keeps its runs; None for tracking=none, which needs no MLflow."""
+    if config["tracking"]["kind"] == "none":
+        return None
+    from onestage.tracking.client import tracking_uri
+
+    return tracking_uri(config["tracking"]["uri"])
 
 
 class Tracker(Protocol):
