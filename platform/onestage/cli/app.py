@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, InputError
+from onestage.cli import anchors, bench, data
+from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
 usage: onestage train [KEY=VALUE …] [--json] [--cfg job]
@@ -120,14 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for data and pictures")
     quickstart.set_defaults(run=_quickstart)
 
-    data = verbs.add_parser("data", help="bring labelled images in").add_subparsers(metavar="VERB", required=True)
-    bring = data.add_parser("import", help="labelled images to WebDataset shards and a manifest")
-    bring.add_argument("format", choices=["voc"], help="how SOURCE is labelled")
-    bring.add_argument("source", type=Path, metavar="SOURCE", help="folder with the images and labels")
-    bring.add_argument("--out", type=Path, required=True, help="dataset folder to write")
-    bring.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    bring.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    bring.set_defaults(run=_import)
+    data.add(verbs)
+    anchors.add(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="COCO metrics of a run on a split")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
@@ -160,20 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--json", action="store_true", help="one JSON object on stdout")
     replay.set_defaults(run=_replay)
 
-    bench = verbs.add_parser("bench", help="measure the platform").add_subparsers(metavar="VERB", required=True)
-    detectors = bench.add_parser("detectors", help="size, speed and score from scratch of every detector, as a table")
-    detectors.add_argument("names", nargs="*", metavar="NAME", help="configs of conf/detector (default: all)")
-    detectors.add_argument("--data", type=Path, required=True, help="dataset folder with train, val and test")
-    detectors.add_argument("--images-seen", type=int, default=4000, help="to train on, each detector (default: 4000)")
-    detectors.add_argument(
-        "--precision", choices=["32-true", "bf16-mixed"], default="32-true", help="32-true (the default) or bf16-mixed"
-    )
-    detectors.add_argument(
-        "--storage", type=Path, default=Path("bench"), help="folder of the trainings; what is done there stays done"
-    )
-    detectors.add_argument("--out", type=Path, help="Markdown file to write (default: on stdout)")
-    detectors.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    detectors.set_defaults(run=_bench_detectors)
+    bench.add(verbs)
     return parser
 
 
@@ -181,46 +163,6 @@ def _quickstart(options: argparse.Namespace) -> int:
     from onestage.quickstart import quickstart
 
     return quickstart(options.out)
-
-
-def _import(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from onestage.data.formats import voc
-    from onestage.data.pack import pack
-
-    source = voc.read(options.source)
-    for finding in source.findings:
-        print(f"{finding.kind}: {finding.where}: {finding.what}", file=sys.stderr)
-    num_samples = sum(len(records) for records in source.splits.values())
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("packing", total=num_samples)
-        manifest = pack(
-            source, options.out, overwrite=options.overwrite, progress=lambda done, _: bar.update(task, completed=done)
-        )
-    boxes = {name: sum(len(record.labels) for record in records) for name, records in source.splits.items()}
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "out": str(options.out),
-                    "classes": list(manifest.classes),
-                    "content_hash": manifest.content_hash,
-                    "splits": {
-                        name: {"images": manifest.split(name).num_samples, "boxes": boxes[name]} for name in boxes
-                    },
-                    "findings": [{"kind": f.kind, "where": f.where, "what": f.what} for f in source.findings],
-                }
-            )
-        )
-        return DONE
-    print(f"{options.out}: {len(manifest.classes)} classes ({', '.join(manifest.classes)})")
-    for name, count in boxes.items():
-        print(f"  {name:6} {manifest.split(name).num_samples:7,} images {count:8,} boxes")
-    if source.findings:
-        print(f"  {len(source.findings)} findings, listed above")
-    return DONE
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -328,28 +270,6 @@ def _verdict(result: dict[str, Any]) -> str:
     return "finite on this machine: the hardware or the precision of the training made it so"
 
 
-def _bench_detectors(options: argparse.Namespace) -> int:
-    from onestage.bench.detectors import bench, markdown
-
-    report = bench(
-        options.names,
-        data=options.data,
-        images_seen=options.images_seen,
-        precision=options.precision,
-        storage=options.storage,
-    )
-    text = markdown(report)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
-        print(f"written: {options.out}", file=sys.stderr)
-    if options.json:
-        print(json.dumps(report))
-    elif options.out is None:
-        print(text)
-    return FAILED if any("failed" in one for one in report["detectors"]) else DONE
-
-
 def _table(title: str, metrics: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -359,7 +279,3 @@ def _table(title: str, metrics: dict[str, float]) -> None:
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
