@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,14 @@ from typing import Any, NamedTuple
 import pytest
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Shards from an address, and marks on local ones, go here rather than to whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def _module(name: str, path: Path) -> ModuleType:

@@ -22,11 +22,16 @@ HEAVY = ("torch", "torchvision", "ray", "mlflow", "pytorch_lightning", "hydra", 
         ["quickstart", "--help"],
         ["data", "--help"],
         ["data", "import", "--help"],
+        ["data", "export", "--help"],
+        ["data", "check", "--help"],
+        ["data", "inspect", "--help"],
+        ["anchors", "--help"],
         ["evaluate", "--help"],
         ["predict", "--help"],
         ["export", "--help"],
         ["replay", "--help"],
         ["bench", "detectors", "--help"],
+        ["bench", "data", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
@@ -73,14 +78,15 @@ def test_importing_voc_reports_what_it_wrote(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "out" / "dataset.json").is_file()
 
 
-def test_an_annotation_without_its_image_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_annotation_without_its_image_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     voc(tmp_path / "source", stem="there")
     voc(tmp_path / "source", stem="gone", with_image=False)
-    assert main(["data", "import", "voc", str(tmp_path / "source"), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "gone" in said
-    assert said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert main(["data", "import", "voc", str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "1 x image that is missing" in said.err and "Annotations/gone.xml" in said.err
+    assert json.loads(said.out)["splits"] == {"train": {"images": 1, "boxes": 1}}
 
 
 @pytest.mark.parametrize(

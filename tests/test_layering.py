@@ -23,24 +23,35 @@ class Room(NamedTuple):
 
 # From the command line down to the plain values. The standard library is free to all.
 ROOMS = {
-    "cli": Room("errors", "rich", lazily="bench cluster config data evaluation export quickstart replay"),
+    "cli": Room("errors", "rich", lazily="bench cluster config data evaluation export fitting quickstart replay"),
     "quickstart": Room("errors", "rich", lazily="cluster config data evaluation tracking"),
     "evaluation": Room(
-        "config data drawing errors inference metrics training", "cv2 numpy rich torch", lazily="tracking"
+        "config data drawing errors inference metrics training types", "cv2 numpy rich torch", lazily="tracking"
     ),
-    "bench": Room("config data errors training types", "torch rich", lazily="cluster evaluation"),
+    "bench": Room(
+        "config data errors training types",
+        "PIL cv2 numpy rich simplejpeg torch torchvision webdataset",
+        lazily="cluster evaluation",
+    ),
     "export": Room("config errors inference weights", lazily="tracking"),
     "replay": Room("config training types", "torch"),
     "cluster": Room(
-        "config data errors metrics tracking training types", "pytorch_lightning ray rich safetensors torch"
+        "config data errors metrics tracking training types",
+        "pytorch_lightning ray rich safetensors torch",
+        lazily="fitting",
     ),
     "tracking": Room("errors types", "PIL cv2 mlflow numpy pandas psutil", lazily="inference"),
     "inference": Room(
         "boxes config data detectors errors training types", "numpy safetensors torch", lazily="tracking"
     ),
+    "fitting": Room("anchors config data errors", "matplotlib rich torch yaml"),
     "config": Room("errors", "hydra omegaconf"),
     "training": Room("drawing errors types", "numpy pytorch_lightning safetensors torch"),
-    "data": Room("errors types", "PIL cv2 numpy pytorch_lightning sklearn torch torchvision webdataset"),
+    "data": Room(
+        "drawing errors types",
+        "PIL aiohttp cv2 filelock fsspec numpy pytorch_lightning simplejpeg sklearn tenacity torch torchvision "
+        "webdataset yaml",
+    ),
     "metrics": Room("errors types", "numpy torch torchmetrics"),
     "detectors": Room("anchors assign boxes errors losses nn types", "numpy torch torchvision", lazily="weights"),
     "weights": Room("errors types", "numpy safetensors torch torchvision"),
@@ -61,7 +72,7 @@ AT_HOME = {
     "hydra": "config",
     "omegaconf": "config",
     "pytorch_lightning": "cluster data training",
-    "webdataset": "data",
+    "webdataset": "bench data",
     "torchmetrics": "metrics",
 }
 

@@ -1,17 +1,20 @@
 """Boxes on images, for people. Images are (H, W, 3) uint8 RGB arrays."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Okabe and Ito's palette: told apart by colour-blind people too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
 
 def draw(
-    image: np.ndarray, boxes: Tensor, labels: Tensor, *, classes: Sequence[str], scores: Tensor | None = None
+    image: np.ndarray, boxes: "Tensor", labels: "Tensor", *, classes: Sequence[str], scores: "Tensor | None" = None
 ) -> np.ndarray:
     """A copy of ``image``, at most 640 pixels a side, with boxes (N, 4) in pixels, class names and scores if given."""
     scale = min(640 / image.shape[1], 640 / image.shape[0])

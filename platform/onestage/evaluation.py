@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 
 from onestage.config import build, compose, merged
+from onestage.data import images
 from onestage.data.datamodule import DetectionData
 from onestage.drawing import draw
 from onestage.errors import InputError
 from onestage.inference import Predictor
 from onestage.metrics.mean_ap import MeanAP
-from onestage.training.module import in_original
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
+from onestage.training.module import Found, check_skipped, in_original
+from onestage.types import Skipped
 
 
 def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -39,14 +39,31 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
             f"the model knows {', '.join(predictor.classes)}, but {data.root} has {', '.join(data.manifest.classes)}"
         )
     loader = data.dataloader(split)
-    found = []
-    for batch in track(loader, description=f"evaluating {split}", console=Console(stderr=True), transient=True):
+    found: list[Found] = []
+    skipped: list[Skipped] = []
+    console = Console(stderr=True)
+    for batch in track(loader, description=f"evaluating {split}", console=console, transient=True):
+        for one in batch.skipped:
+            console.print(
+                f"skipped {one.key}: {one.why}", style="yellow", highlight=False, markup=False, soft_wrap=True
+            )
+        skipped += batch.skipped
+        check_skipped(len(skipped), data.max_skipped, what=f"of {split}")
+        if len(batch) == 0:
+            continue
         detections = predictor.detect(batch.images)
         found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
     metrics = {f"{split}/{name}": value for name, value in MeanAP(classes=predictor.classes)(found).items()}
     if uri is not None:
         _log(uri, run, metrics)
-    return {"run_id": run, "status": "FINISHED", "split": split, "num_images": len(found), "metrics": metrics}
+    return {
+        "run_id": run,
+        "status": "FINISHED",
+        "split": split,
+        "num_images": len(found),
+        "num_skipped": len(skipped),
+        "metrics": metrics,
+    }
 
 
 def predict(
@@ -95,17 +112,17 @@ def predict(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture as an RGB array (H, W, 3) uint8; InputError for what is not one."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    """A picture as it is looked at, upright: an RGB array (H, W, 3) uint8. InputError for what is not one."""
+    image = images.decode(path.read_bytes(), orientation=images.header(path).orientation)
     if image is None:
-        raise InputError(f"{path} is not a readable JPEG or PNG picture")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise InputError(f"{path} is corrupt or cut short: replace it")
+    return image
 
 
 def _pictures(paths: Sequence[str]) -> Iterator[Path]:
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES)
+            inside = sorted(one for one in path.iterdir() if one.suffix.lower() in images.SUFFIXES)
             if not inside:
                 raise InputError(f"no JPEG or PNG picture in {path}")
             yield from inside

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from onestage.boxes.formats import clip
 from onestage.config import build
-from onestage.data.transforms import letterbox
+from onestage.data.transforms import fit_of
 from onestage.detectors.base import OneStageDetector
 from onestage.errors import InputError
 from onestage.training.module import to_float
@@ -102,7 +102,8 @@ class Predictor:
         """Detections for RGB images (H, W, 3) uint8, boxes in their own pixels."""
         if not images:
             return []
-        placed = [letterbox(image, size=self.detector.input_size) for image in images]
+        fit = fit_of(self.config["data"].get("fit", "letterbox"))  # older runs have no such key
+        placed = [fit.place(image, size=self.detector.input_size) for image in images]
         batch = torch.from_numpy(np.stack([pixels for pixels, _ in placed])).permute(0, 3, 1, 2)
         found = self.detect(batch)
         return [

@@ -89,18 +89,29 @@ class Detections:
         return len(self.scores)
 
 
+class Skipped(NamedTuple):
+    """An image that could not be had, and why: its step went on without it."""
+
+    key: str
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One rank's share of a step.
 
     ``images`` (B, 3, H, W), uint8 or float in [0, 1], RGB; ``global_images`` counts the images of the whole step over
-    all ranks, so that a short last batch is weighted by what it holds (0: this batch is the whole step).
+    all ranks, so that a short last batch is weighted by what it holds (0: this batch is the whole step). ``skipped``
+    images are counted there, but not among this rank's B. ``colour`` (B, 3), where it is there, are the changes of
+    colour that are left to the training device.
     """
 
     images: Tensor
     targets: Sequence[Target]
     keys: Sequence[str]
     global_images: int = field(default=0)
+    skipped: Sequence[Skipped] = ()
+    colour: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -112,4 +123,10 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on ``device``; Lightning moves batches with this."""
         images = self.images.to(device, non_blocking=True)
-        return replace(self, images=images, targets=[target.to(device) for target in self.targets])
+        colour = None if self.colour is None else self.colour.to(device, non_blocking=True)
+        return replace(self, images=images, colour=colour, targets=[target.to(device) for target in self.targets])
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU copies from while it computes; DataLoader asks for it by this name."""
+        colour = None if self.colour is None else self.colour.pin_memory()
+        return replace(self, images=self.images.pin_memory(), colour=colour)

@@ -66,9 +66,9 @@ class TestBadInput:
         assert "detector.num_classes is 3" in said
         assert "10 classes" in said
 
-    def test_more_workers_than_cores(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
-        said = refused(capsys, "tracking=none", f"data.root={digits}", f"cluster.num_workers={num_cores() + 1}")
-        assert f"this machine has {num_cores()} cores" in said
+    def test_more_cores_than_there_are(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+        asked = f"cluster.cpus_per_worker={num_cores() + 1}"
+        assert f"this machine has {num_cores()}" in refused(capsys, "tracking=none", f"data.root={digits}", asked)
 
     def test_an_input_size_that_the_network_cannot_take(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
         said = refused_after_start(
@@ -127,6 +127,12 @@ def test_the_machine_is_shared_out(digits: Path) -> None:
     assert config["cluster"]["cpus_per_worker"] == num_cores()
     assert Path(config["data"]["root"]).is_absolute()
     assert Path(config["storage"]).is_absolute()
+
+
+def test_more_workers_than_cores_have_one_each(digits: Path) -> None:
+    workers = num_cores() + 1
+    config = check(compose("train", [f"data.root={digits}", f"cluster.num_workers={workers}"]))
+    assert config["cluster"]["cpus_per_worker"] == 1
 
 
 def test_weights_by_a_name_are_left_to_the_worker(digits: Path) -> None:

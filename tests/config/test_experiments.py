@@ -168,3 +168,11 @@ def test_a_recipes_parts_can_be_exchanged(name: str) -> None:
     build(config["data"] | {"root": "anywhere"})
     build(config["schedule"])
     assert isinstance(build(config["optimizer"])([torch.zeros(1, requires_grad=True)]), torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("name", sorted({*PAPERS, "retinanet_r50_v2"}))
+def test_evaluation_fits_images_as_training_does(name: str) -> None:
+    """Who trains on images stretched to the square is not measured on letterboxed ones."""
+    config = recipe(name)
+    stretched = [key for key in ("window",) if config["augment"].get(key) is not None]
+    assert config["data"]["fit"] == ("stretch" if stretched else "letterbox")

@@ -84,7 +84,7 @@ def test_zooming_out_shows_all_of_the_image_on_a_larger_canvas() -> None:
     sides = []
     for out in drawn(transform, ramp_of([64, 64, 192, 192])):
         left, top, right, bottom = out["boxes"][0].tolist()
-        assert right - left == pytest.approx(bottom - top)
+        assert right - left == pytest.approx(bottom - top, abs=1)  # edges of the image lie on whole pixels
         sides.append((right - left) / 128)
         outside = pixels_of(out["image"])[..., 2] < 250
         assert (~outside).mean() == pytest.approx(sides[-1] ** 2, abs=0.03)

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torchvision.transforms import v2
 
+from onestage.data import order
 from onestage.data.datamodule import DetectionData
 from onestage.errors import InputError
 from onestage.types import Batch, Placement
@@ -62,6 +64,9 @@ class Recorder(pl.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         pass
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.start = self.trainer.datamodule.realign(checkpoint)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -128,6 +133,38 @@ def test_resumed_training_sees_just_the_next_keys(
     seen = fit(data_of(dataset), callbacks=[SaveAndStop(path, hook=hook, after=after)], **settings)
     seen += fit(data_of(dataset), resume=path, **settings)
     assert seen == expected_steps
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 6, 19, 30])
+@pytest.mark.parametrize(
+    ("hook", "after"),
+    [("on_train_batch_end", 2), ("on_train_batch_end", 8), ("on_train_epoch_end", 5), ("on_before_backward", 8)],
+)
+def test_resumed_with_another_batch_size_every_image_is_still_seen_once_an_epoch(
+    data_of: DataOf, dataset: Path, tmp_path: Path, hook: str, after: int, batch_size: int
+) -> None:
+    path = tmp_path / "last.ckpt"
+    first = fit(data_of(dataset), callbacks=[SaveAndStop(path, hook=hook, after=after)])[:after]
+    second = fit(data_of(dataset, batch_size=batch_size), resume=path)
+    seen = [key for step in first + second for key in step]
+    assert seen == [
+        key for n in range(3) for key in order.keys(dataset, "train", seed=11, epoch=n, rank=0, world_size=1)
+    ]
+    # All steps but the first and the epochs' last are whole, and as many as an undisturbed training would have.
+    whole = -(-19 // batch_size)
+    before, inside = divmod(after, 5)
+    assert len(second) == (3 - before) * whole - inside * 4 // batch_size
+
+
+def test_epochs_done_are_counted_in_the_new_steps(data_of: DataOf, dataset: Path, tmp_path: Path) -> None:
+    """19 images: 7 steps of 3. After 8 images of the second epoch the third step is the next, from its third image."""
+    path = tmp_path / "last.ckpt"
+    fit(data_of(dataset), callbacks=[SaveAndStop(path, hook="on_train_batch_end", after=7)])
+    data = data_of(dataset, batch_size=3)
+    checkpoint = torch.load(path, weights_only=True)
+    assert data.realign(checkpoint) == 1 + Fraction(2, 7)
+    current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert current["processed"] == 2
 
 
 def test_resumed_with_loader_workers(

@@ -1,4 +1,5 @@
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 
 from onestage.data.datamodule import DetectionData
 from onestage.data.loader import Loader
-from onestage.errors import InputError
 from onestage.types import Batch, Placement
 
 DataOf = Callable[..., DetectionData]
@@ -44,7 +44,6 @@ def test_batches_hold_their_images(data_of: DataOf, dataset: Path) -> None:
     loader = data_of(dataset, plain=True).train_dataloader()
     for batch in loader:
         assert batch.images.dtype == torch.uint8
-        assert batch.images.is_contiguous()
         assert batch.images.shape == (len(batch.keys), 3, 32, 48)
         assert batch.global_images == len(batch.keys)
         for key, image, target in zip(batch.keys, batch.images, batch.targets, strict=True):
@@ -116,32 +115,49 @@ def test_starts_in_the_middle_once(
     data_of: DataOf, dataset: Path, num_workers: int, expected_steps: list[list[str]]
 ) -> None:
     loader = data_of(dataset, num_workers=num_workers).train_dataloader()
-    loader.start_at(3)
+    loader.start_at(12)
     assert len(loader) == 5
     expected = expected_steps[:5]
     assert [list(batch.keys) for batch in loader] == expected[3:]
     assert [list(batch.keys) for batch in loader] == expected
 
 
-def test_state_goes_on_at_the_same_image_in_another_world(
-    data_of: DataOf, dataset: Path, expected_steps: list[list[str]]
+@pytest.mark.parametrize(("batch_size", "world_size"), [(2, 1), (3, 1), (5, 1), (2, 3), (7, 2), (30, 1), (1, 4)])
+def test_another_world_goes_on_at_the_very_next_image(
+    data_of: DataOf, dataset: Path, expected_steps: list[list[str]], batch_size: int, world_size: int
 ) -> None:
     loader = data_of(dataset).train_dataloader()
     batches = iter(loader)
     next(batches), next(batches)
-    assert loader.state_dict() == {"epoch": 0, "batches": 2, "images": 8}
-    other = data_of(dataset, batch_size=2).train_dataloader()
-    other.load_state_dict(loader.state_dict())
-    assert other.state_dict() == {"epoch": 0, "batches": 4, "images": 8}
-    assert [key for batch in other for key in batch.keys] == [key for step in expected_steps[2:5] for key in step]
+    assert loader.state_dict() == {"epoch": 0, "images": 8}
+    left: Counter[str] = Counter()
+    steps = set()
+    for rank in range(world_size):
+        other = rank_of(data_of(dataset, batch_size=batch_size).train_dataloader(), rank, world_size)
+        other.load_state_dict(loader.state_dict())
+        assert other.state_dict() == {"epoch": 0, "images": 8}
+        read = list(other)
+        steps.add(len(read))
+        left += Counter(key for batch in read for key in batch.keys)
+        assert other.state_dict() == {"epoch": 0, "images": 19}
+    assert left == Counter(key for step in expected_steps[2:5] for key in step)
+    global_batch = batch_size * world_size
+    assert steps == {-(-19 // global_batch) - 8 // global_batch}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_missing_shard_ends_the_training_with_one_line(
+def test_a_missing_shard_is_skipped_and_its_images_named(
     data_of: DataOf, dataset: Path, tmp_path: Path, num_workers: int
 ) -> None:
+    whole = list(data_of(dataset).train_dataloader())
     root = Path(shutil.copytree(dataset, tmp_path / "copy"))
     (root / "train-000002.tar").unlink()
-    with pytest.raises(InputError, match=r"train-000002.tar is missing") as raised:
-        list(data_of(root, num_workers=num_workers).train_dataloader())
-    assert "\n" not in str(raised.value)
+    batches = list(data_of(root, num_workers=num_workers).train_dataloader())
+    skipped = [one for batch in batches for one in batch.skipped]
+    assert sorted(one.key for one in skipped) == ["000008", "000009", "000010", "000011"]
+    assert all("train-000002.tar is missing" in one.why and "\n" not in one.why for one in skipped)
+    for batch, before in zip(batches, whole, strict=True):  # the others are where they were, and as they were
+        left = [place for place, key in enumerate(before.keys) if key in batch.keys]
+        assert list(batch.keys) == [before.keys[place] for place in left]
+        assert torch.equal(batch.images, before.images[left])
+        assert batch.global_images == before.global_images

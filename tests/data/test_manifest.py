@@ -7,14 +7,19 @@ import pytest
 from onestage.data.manifest import Manifest, Shard, Split
 from onestage.errors import InputError
 
+AA, BB, CC = "aa" * 32, "bb" * 32, "cc" * 32
 MANIFEST = Manifest(
     name="greys",
     classes=("cat", "dog"),
     splits={
-        "train": Split((Shard("train-000000.tar", 2, 10, "aa", 0), Shard("train-000001.tar", 1, 20, "bb", 2))),
-        "val": Split((Shard("val-000000.tar", 1, 30, "cc", 3),)),
+        "train": Split((Shard("train-000000.tar", 2, 10, AA, 0), Shard("train-000001.tar", 1, 20, BB, 2))),
+        "val": Split((Shard("val-000000.tar", 1, 30, CC, 3),)),
     },
 )
+
+
+def shard(**changed: object) -> dict[str, object]:
+    return {"name": "a.tar", "samples": 1, "bytes": 1, "sha256": AA, "first": 0} | changed
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
@@ -28,9 +33,9 @@ def test_fields_on_disk(tmp_path: Path) -> None:
     fields = json.loads((tmp_path / "dataset.json").read_text())
     assert fields["version"] == 1
     assert fields["classes"] == ["cat", "dog"]
-    shard = {"name": "train-000001.tar", "samples": 1, "bytes": 20, "sha256": "bb", "first": 2}
+    shard = {"name": "train-000001.tar", "samples": 1, "bytes": 20, "sha256": BB, "first": 2}
     assert fields["splits"]["train"]["shards"][1] == shard
-    by_hand = '{"classes":["cat","dog"],"splits":{"train":["aa","bb"],"val":["cc"]}}'
+    by_hand = f'{{"classes":["cat","dog"],"splits":{{"train":["{AA}","{BB}"],"val":["{CC}"]}}}}'
     assert fields["content_hash"] == hashlib.sha256(by_hand.encode()).hexdigest()
 
 
@@ -63,14 +68,11 @@ def test_folder_without_manifest(tmp_path: Path) -> None:
         ({"splits": {"train": {}}}, "no field 'shards'"),
         ({"splits": []}, "is broken"),
         ({"version": None}, "is broken"),
-        (
-            {
-                "splits": {
-                    "train": {"shards": [{"name": "../x.tar", "samples": 1, "bytes": 1, "sha256": "", "first": 0}]}
-                }
-            },
-            "not a plain file name",
-        ),
+        ({"splits": {"train": {"shards": [shard(name="../x.tar")]}}}, "not a plain file name"),
+        ({"splits": {"train": {"shards": [shard(name="x\n.tar")]}}}, "not a plain file name"),
+        ({"splits": {"train": {"shards": [shard(sha256="../../x")]}}}, "a.tar has sha256 '../../x'"),
+        ({"splits": {"train": {"shards": [shard(samples=-1)]}}}, "a.tar has a number below 0"),
+        ({"splits": {"train": {"shards": [shard(samples=3), shard(first=2)]}}}, "starts at 2, within a.tar"),
     ],
 )
 def test_manifest_that_cannot_be_used(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -82,7 +84,7 @@ def test_manifest_that_cannot_be_used(tmp_path: Path, change: dict[str, object],
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', b"\xff\xfe\x00", "[" * 100_000])
 def test_manifest_that_is_no_json_object(tmp_path: Path, content: str | bytes) -> None:
     (tmp_path / "dataset.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(InputError, match=r"is broken .* make it again"):

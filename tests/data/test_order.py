@@ -38,16 +38,40 @@ def test_every_image_once(sizes: list[int], world_size: int, seed: int, epoch: i
 def test_the_ranks_shares_make_up_the_batches_of_a_single_rank(sizes: list[int], world: int, batch: int) -> None:
     num = sum(sizes)
     (alone,) = all_ranks(sizes, 1)
-    single = order.shares(alone, num_samples=num, batch_size=batch * world, world_size=1)
+    single = order.shares(alone, num_samples=num, batch_size=batch * world, rank=0, world_size=1)
     shared = [
-        order.shares(keys, num_samples=num, batch_size=batch, world_size=world) for keys in all_ranks(sizes, world)
+        order.shares(keys, num_samples=num, batch_size=batch, rank=rank, world_size=world)
+        for rank, keys in enumerate(all_ranks(sizes, world))
     ]
-    assert {len(steps) for steps in shared} == {len(single)}
-    for whole, parts in zip(single, zip(*shared, strict=True), strict=True):
+    assert all(list(steps) == list(range(len(single))) for steps in shared)
+    for step, whole in single.items():
+        parts = [steps[step] for steps in shared]
         assert Counter(whole.keys) == Counter(key for part in parts for key in part.keys)
         assert {part.global_images for part in parts} == {len(whole.keys)}
         lengths = [len(part.keys) for part in parts]
-        assert max(lengths) - min(lengths) <= (1 if whole is single[-1] else 0)
+        assert max(lengths) - min(lengths) <= (1 if step == len(single) - 1 else 0)
+
+
+@given(SHARD_SIZES, WORLDS, BATCH_SIZES, st.data())
+def test_a_start_in_the_middle_leaves_out_just_the_images_before_it(
+    sizes: list[int], world: int, batch: int, data: st.DataObject
+) -> None:
+    """Wherever another world has stopped: no image twice, none lost, and from the second step on the usual ones."""
+    num = sum(sizes)
+    start = data.draw(st.integers(0, num - 1))
+    (alone,) = all_ranks(sizes, 1)
+    ranks = list(enumerate(all_ranks(sizes, world)))
+    settings = {"num_samples": num, "batch_size": batch, "world_size": world}
+    rest = [order.shares(keys, rank=rank, start=start, **settings) for rank, keys in ranks]
+    usual = [order.shares(keys, rank=rank, **settings) for rank, keys in ranks]
+    assert Counter(key for steps in rest for share in steps.values() for key in share.keys) == Counter(alone[start:])
+    for steps, whole in zip(rest, usual, strict=True):
+        first = start // (batch * world)
+        assert list(steps) == list(whole)[first:]
+        assert all(steps[step] == whole[step] for step in list(steps)[1:])
+        assert sum(share.global_images for share in steps.values()) == num - start
+    lengths = [len(next(iter(steps.values())).keys) for steps in rest]
+    assert max(lengths) - min(lengths) <= 1
 
 
 @given(st.integers(1, 500), WORLDS, BATCH_SIZES)

@@ -1,13 +1,19 @@
+import errno
+import hashlib
 import io
+import os
 import pickle
 import shutil
 import tarfile
+import threading
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from onestage.data import shards
+from onestage.data.faults import Unreadable
 from onestage.data.manifest import Manifest, Shard, Split
 from onestage.data.shards import ShardReader
 from onestage.errors import InputError
@@ -15,6 +21,11 @@ from onestage.errors import InputError
 
 def reader_of(root: Path, split: str = "train") -> ShardReader:
     return ShardReader(root, split, manifest=Manifest.load(root))
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ONESTAGE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def test_opens_a_bounded_number_of_files(dataset: Path, monkeypatch: pytest.Monk
     reader = reader_of(dataset)
     for key in [f"{n:06d}" for n in (0, 4, 8, 12, 16, 0, 18)]:
         assert reader.read(key)["__key__"] == key
-        assert len(reader._files) <= 2
+        assert len(reader._opened) <= 2
 
 
 def test_pickles_and_forks(dataset: Path) -> None:
@@ -85,8 +96,106 @@ def test_shard_truncated_while_it_is_read(copy: Path) -> None:
 def test_shard_overwritten_with_something_else(copy: Path) -> None:
     path = copy / "train-000001.tar"
     path.write_bytes(b"\xaa" * path.stat().st_size)
-    with pytest.raises(InputError, match=r"train-000001.tar is no tar file"):
+    with pytest.raises(Unreadable, match=r"train-000001.tar is not what dataset.json says \(its checksum differs\)"):
         reader_of(copy).read("000004")
+
+
+def test_one_byte_that_differs_in_a_folder_is_found(copy: Path) -> None:
+    path = copy / "train-000001.tar"
+    content = bytearray(path.read_bytes())
+    reader_of(copy).read("000004")
+    content[2000] ^= 1
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(Unreadable, match=r"its checksum differs\): copy the dataset again, or import it again"):
+            reader_of(copy).read("000004")
+    assert reader_of(copy).read("000000")["__key__"] == "000000"
+    content[2000] ^= 1
+    path.write_bytes(content)
+    assert reader_of(copy).read("000004")["__key__"] == "000004"
+
+
+def alone(root: Path, content: bytes) -> ShardReader:
+    """Over one shard of this content, which dataset.json knows well."""
+    (root / "a.tar").write_bytes(content)
+    shard = Shard("a.tar", 1, len(content), hashlib.sha256(content).hexdigest(), 0)
+    return ShardReader(root, "train", manifest=Manifest(name="a", classes=("cat",), splits={"train": Split((shard,))}))
+
+
+def tar_of(**changed: Any) -> bytes:
+    """A tar of one member, ``000000.jpg``, with its header ``changed``."""
+    info = tarfile.TarInfo("000000.jpg")
+    info.size = 3
+    for name, value in changed.items():
+        setattr(info, name, value)
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    return (header + b"abc" + bytes(1024 + 509)).ljust(4096, b"\0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xaa" * 10240,
+        b"",
+        tar_of()[:100],
+        tar_of(size=-512),
+        tar_of(size=2**62),
+        # Each long name announces another one.
+        tar_of(type=tarfile.GNUTYPE_LONGNAME, name="././@LongLink", size=512)[:512] * 3000,
+    ],
+    ids=["noise", "empty", "header cut short", "size below 0", "size beyond all", "names without end"],
+)
+def test_a_shard_that_was_never_a_sound_tar(tmp_path: Path, content: bytes) -> None:
+    reader = alone(tmp_path, content)
+    with pytest.raises(Unreadable, match=r"a.tar (is no tar file that can be read|has no sample 000000)") as raised:
+        reader.read("000000")
+    assert "\n" not in str(raised.value)
+
+
+def test_sizes_are_read_from_sound_headers(tmp_path: Path) -> None:
+    assert alone(tmp_path, tar_of()).read("000000")["jpg"] == b"abc"
+
+
+def test_a_shard_that_is_a_folder(copy: Path) -> None:
+    (copy / "train-000001.tar").unlink()
+    (copy / "train-000001.tar").mkdir()
+    with pytest.raises(Unreadable, match=r"train-000001.tar can't be (opened|read) \(Is a directory\)"):
+        reader_of(copy).read("000004")
+
+
+def test_a_mount_that_let_go_of_a_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_of(copy)
+    first = reader.read("000004")
+
+    def stale(*args: object) -> bytes:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", stale)
+        with pytest.raises(Unreadable, match=r"train-000001.tar can't be read \(Stale file handle\)"):
+            reader.read("000004")
+    assert reader.read("000004") == first
+
+
+def test_a_folder_needs_no_cache_that_can_be_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONESTAGE_CACHE", str(tmp_path / "file"))
+    assert reader_of(dataset).read("000000")["__key__"] == "000000"
+
+
+def test_a_folder_is_hashed_once_on_a_machine(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader_of(copy).read("000000")
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", lambda *args: pytest.fail("hashed again"))
+        assert pickle.loads(pickle.dumps(reader_of(copy))).read("000000")["__key__"] == "000000"
+
+
+def test_nothing_is_fetched_ahead_from_a_folder(dataset: Path) -> None:
+    reader = reader_of(dataset)
+    reader.expect(["000000", "000004"])
+    assert not [one for one in threading.enumerate() if one.name == "onestage-prefetch"]
 
 
 def test_only_images_and_annotations_are_read(tmp_path: Path) -> None:

@@ -6,18 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import v2
 
 from onestage.data.transforms import (
     Augment,
+    HorizontalFlip,
     HSVJitter,
     Letterbox,
     RandomPlacement,
+    Resize,
     Sample,
     boxes_of,
+    fit_of,
     image_of,
     letterbox,
     pixels_of,
+    resized,
 )
 from onestage.types import XYXY, Placement
 
@@ -66,6 +71,43 @@ def test_letterboxed_boxes_lie_on_their_pixels(
     times: int, sample_of: SampleOf, assert_boxes_fit: AssertBoxesFit
 ) -> None:
     assert_boxes_fit(Letterbox(size=[90, 150])(sample_of(times=times)))
+
+
+@pytest.mark.parametrize("times", [1, 7])
+def test_stretched_boxes_lie_on_their_pixels(times: int, sample_of: SampleOf, assert_boxes_fit: AssertBoxesFit) -> None:
+    out = Resize(size=[90, 150])(sample_of(times=times))
+    assert out["image"].shape == (3, 90, 150)
+    assert out["placement"] == Placement(scale=(pytest.approx(1.25 / times), pytest.approx(0.9 / times)))
+    assert_boxes_fit(out)
+
+
+@pytest.mark.parametrize("size", [(90, 150), (40, 31), (300, 300)])
+def test_stretched_as_torchvision_does(size: tuple[int, int], sample_of: SampleOf) -> None:
+    sample = sample_of()
+    out = Resize(size=size)(sample)
+    image = v2.functional.resize(sample["image"], list(size), antialias=max(100 / size[0], 120 / size[1]) > 2)
+    assert int((out["image"].int() - image.int()).abs().max()) <= 1
+    torch.testing.assert_close(out["boxes"], v2.functional.resize(sample["boxes"], list(size)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (333, 217)])
+def test_far_smaller_is_pillows_antialiased_picture(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    window = pixels[5:-20, 30:-7]  # a view, as crops are
+    expected = np.asarray(Image.fromarray(window).resize((64, 48), Image.Resampling.BILINEAR))
+    assert np.abs(resized(window, size=(48, 64)).astype(int) - expected).max() <= 1
+
+
+def test_fits_by_name(sample_of: SampleOf) -> None:
+    for name, transform in (("letterbox", Letterbox), ("stretch", Resize)):
+        fit = fit_of(name)
+        out = fit.transform(size=(60, 90))(sample_of())
+        pixels, placement = fit.place(pixels_of(sample_of()["image"]), size=(60, 90))
+        assert isinstance(fit.transform(size=(60, 90)), transform)
+        assert np.array_equal(pixels, pixels_of(out["image"]))
+        assert placement == out["placement"]
+    with pytest.raises(ValueError, match=r"need data.fit to be one of letterbox, stretch, got 'crop'"):
+        fit_of("crop")
 
 
 @pytest.mark.parametrize("times", [1, 2, 9])
@@ -176,6 +218,43 @@ def test_hue_turns_the_circle(sample_of: SampleOf) -> None:
     assert hues[:, 0].min() < 20
     assert hues[:, 0].max() > 160
     assert (hues[:, 1:] == (255, 200)).all()
+
+
+def test_flipped_as_torchvision_does(sample_of: SampleOf, assert_boxes_fit: AssertBoxesFit) -> None:
+    """The same pixels and boxes, and by the same random number."""
+    ours, theirs = Augment(transforms=[HorizontalFlip()]), Augment(transforms=[v2.RandomHorizontalFlip()])
+    flipped = 0
+    for seed in range(20):
+        one, other = ours(sample_of(), seed=seed), theirs(sample_of(), seed=seed)
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["boxes"], other["boxes"])
+        assert_boxes_fit(one, within_px=0)
+        flipped += not torch.equal(one["image"], sample_of()["image"])
+    assert 4 < flipped < 16
+
+
+def test_colours_left_to_the_device_are_those_drawn_here(sample_of: SampleOf) -> None:
+    sample = sample_of()
+    here, there = (Augment(transforms=[HSVJitter(on_device=on_device)]) for on_device in (False, True))
+    for seed in range(5):
+        out = there(sample, seed=seed)
+        assert torch.equal(out["image"], sample["image"])
+        assert "colour" not in here(sample, seed=seed)
+        hue, saturation, value = out["colour"].tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn = torch.rand(3).tolist()
+        assert hue == pytest.approx(0.2 * drawn[0] - 0.1, abs=1e-6)
+        assert saturation == pytest.approx(1.5 ** (2 * drawn[1] - 1), rel=1e-5)
+        assert value == pytest.approx(1.5 ** (2 * drawn[2] - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("after", [HorizontalFlip(), RandomPlacement(size=[64, 64])])
+def test_nothing_comes_after_colours_left_to_the_device(after: HorizontalFlip | RandomPlacement) -> None:
+    Augment(transforms=[after, HSVJitter(on_device=True)])
+    Augment(transforms=[HSVJitter(), after])
+    with pytest.raises(ValueError, match=rf"HSVJitter with on_device=true .* last .* {type(after).__name__} after it"):
+        Augment(transforms=[HSVJitter(on_device=True), after])
 
 
 def test_sample_depends_on_its_seed_alone(sample_of: SampleOf) -> None:

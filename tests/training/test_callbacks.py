@@ -1,8 +1,19 @@
-"""Averaged weights and progress, with values by hand."""
+"""Averaged weights, progress and pictures, with values by hand."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
 import torch
+from torch import Tensor, nn
 
-from onestage.training.callbacks import Ema
+from onestage.drawing import COLOURS
+from onestage.training.callbacks import BatchPicture, Ema, sheet
+from onestage.training.module import DetectionModule
+from onestage.types import XYXY, Batch, Target
 
 
 def test_the_decay_grows_from_a_tenth_to_its_value() -> None:
@@ -18,3 +29,163 @@ def test_counters_are_copied_not_averaged() -> None:
     seen = [torch.tensor(10)]
     Ema(decay=0.9)._update(seen, [torch.tensor(7)], torch.tensor(3))
     assert seen[0].item() == 7
+
+
+GREYS = [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def batch_of(greys: Sequence[float], *, floats: bool = False, height: int = 480, width: int = 640) -> Batch:
+    """Grey images, each with a box of its number's label from (100, 50) to (300, 250)."""
+    levels = torch.tensor(greys) if floats else (torch.tensor(greys) * 255).round().to(torch.uint8)
+    images = levels[:, None, None, None].expand(-1, 3, height, width).contiguous()
+    box = XYXY(torch.tensor([[100.0, 50, 300, 250]]))
+    targets = [Target(box, torch.tensor([n]), image_id=n) for n in range(len(greys))]
+    return Batch(images, targets, [f"{n:06d}" for n in range(len(greys))])
+
+
+CLASSES = ["a", "b", "c", "d", "e"]
+
+
+class TestSheet:
+    @pytest.mark.parametrize("floats", [False, True])
+    def test_four_in_a_row_with_their_boxes_where_they_are(self, floats: bool) -> None:
+        picture = sheet(batch_of(GREYS, floats=floats), num_images=8, classes=CLASSES)
+        assert picture.shape == (2 * 480 + 4, 4 * 640 + 3 * 4, 3)
+        assert picture.dtype == np.uint8
+        for number, grey in enumerate(GREYS):
+            top, left = (number // 4) * 484, (number % 4) * 644
+            assert (picture[top + 400, left + 500] == round(grey * 255)).all()
+            assert (picture[top + 150, left + 200] == round(grey * 255)).all()  # inside of the box
+            assert tuple(picture[top + 150, left + 100]) == COLOURS[number]
+            assert tuple(picture[top + 250, left + 200]) == COLOURS[number]
+        assert (picture[484:, 644:] == 255).all()  # no sixth to eighth image
+        assert (picture[480:484] == 255).all()
+
+    def test_no_more_than_asked_for(self) -> None:
+        assert sheet(batch_of(GREYS), num_images=2, classes=CLASSES).shape == (480, 2 * 640 + 4, 3)
+
+    def test_half_precision_and_values_beyond_white_are_shown(self) -> None:
+        batch = batch_of([1.5, -0.5], floats=True)
+        batch = Batch(batch.images.bfloat16(), batch.targets, batch.keys)
+        picture = sheet(batch, num_images=8, classes=CLASSES)
+        assert (picture[400, 500] == 255).all()
+        assert (picture[400, 644 + 500] == 0).all()
+
+    def test_the_batch_stays_as_it_was(self) -> None:
+        batch = batch_of(GREYS)
+        before = batch.images.clone()
+        sheet(batch, num_images=8, classes=CLASSES)
+        assert torch.equal(batch.images, before)
+
+
+class Noisy(nn.Module):
+    """Loss: the mean of a weight times what dropout leaves of the image."""
+
+    loss_parts = ("box",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(images * self.weight, 0.5)
+
+    def losses(self, output: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        return {"box": output.square().mean()}
+
+
+class Loader:
+    """Batches drawn from torch's global generator: whoever else draws from it changes them."""
+
+    def __init__(self, *, empty: Sequence[int] = ()) -> None:
+        self.empty = empty
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        for number in range(len(self)):
+            greys = [] if number in self.empty else torch.rand(2).tolist()
+            yield batch_of(greys, floats=True, height=32, width=32)
+
+
+def trained(
+    folder: Path, *callbacks: pl.Callback, loader: Loader | None = None, max_epochs: int = 2, resume: Path | None = None
+) -> tuple[pl.Trainer, DetectionModule]:
+    torch.manual_seed(0)
+    module = DetectionModule(
+        detector=Noisy(),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        schedule=lambda epoch, num_epochs: 1.0,
+        metric=lambda found: {},
+        seed=0,
+        card={},
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=max_epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, loader or Loader(), ckpt_path=resume, weights_only=True)
+    return trainer, module
+
+
+class TestBatchPicture:
+    @pytest.fixture
+    def drawn(self) -> list[tuple[str, np.ndarray, int]]:
+        return []
+
+    @pytest.fixture
+    def callback(self, drawn: list[tuple[str, np.ndarray, int]]) -> BatchPicture:
+        return BatchPicture(classes=CLASSES, sink=lambda *one: drawn.append(one))
+
+    def test_the_first_batch_of_a_run_is_drawn_and_no_other(
+        self, drawn: list[Any], callback: BatchPicture, tmp_path: Path
+    ) -> None:
+        torch.manual_seed(0)
+        first = torch.rand(2).tolist()
+        trained(tmp_path, callback)
+        ((name, picture, step),) = drawn
+        assert (name, step) == ("train/batch_000000", 0)
+        # 32 px are drawn three times as large.
+        assert picture.shape == (96, 2 * 96 + 4, 3)
+        assert [int(picture[90, 90 + 100 * n, 0]) for n in range(2)] == [round(grey * 255) for grey in first]
+
+    def test_a_resumed_run_has_had_its_picture(self, drawn: list[Any], callback: BatchPicture, tmp_path: Path) -> None:
+        trainer, _ = trained(tmp_path)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        trained(tmp_path, callback, max_epochs=3, resume=tmp_path / "last.ckpt")
+        assert drawn == []
+
+    def test_an_empty_share_is_passed_over(self, drawn: list[Any], callback: BatchPicture, tmp_path: Path) -> None:
+        trained(tmp_path, callback, loader=Loader(empty=[0]))
+        assert len(drawn) == 1
+
+    def test_other_ranks_draw_nothing(
+        self, drawn: list[Any], callback: BatchPicture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pl.Trainer, "is_global_zero", False)
+        trained(tmp_path, callback)
+        assert drawn == []
+
+    def test_no_image_asked_for_none_drawn(self, drawn: list[Any], tmp_path: Path) -> None:
+        trained(tmp_path, BatchPicture(classes=CLASSES, sink=lambda *one: drawn.append(one), num_images=0))
+        assert drawn == []
+
+    def test_the_training_is_the_same_to_the_bit(
+        self, drawn: list[Any], callback: BatchPicture, tmp_path: Path
+    ) -> None:
+        """Weights, and the state of the generator that data and dropout draw from."""
+        _, without = trained(tmp_path)
+        state = torch.get_rng_state()
+        _, having = trained(tmp_path, callback)
+        assert len(drawn) == 1
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not torch.equal(having.detector.weight, torch.ones(3, 1, 1))  # type: ignore[arg-type]
+        assert torch.equal(having.detector.weight, without.detector.weight)  # type: ignore[arg-type]

@@ -10,9 +10,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from onestage.errors import InputError
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule, Found, in_original, to_float
-from onestage.types import AS_IT_IS, XYXY, Batch, Detections, Placement, Target
+from onestage.types import AS_IT_IS, XYXY, Batch, Detections, Placement, Skipped, Target
 
 
 class Scale(nn.Module):
@@ -52,9 +53,15 @@ def target(image_id: int, placement: Placement = AS_IT_IS) -> Target:
     return Target(XYXY(torch.tensor([[0.0, 0, 2, 2]])), torch.zeros(1, dtype=torch.int64), image_id, placement)
 
 
-def batch(*values: float) -> Batch:
+def batch(*values: float, skipped: int = 0) -> Batch:
     images = torch.stack([torch.full((3, 2, 2), value) for value in values])
-    return Batch(images, [target(n) for n in range(len(values))], [f"{n:06d}" for n in range(len(values))])
+    return Batch(
+        images,
+        [target(n) for n in range(len(values))],
+        [f"{n:06d}" for n in range(len(values))],
+        global_images=len(values) + skipped,
+        skipped=[Skipped(f"{n:06d}", "its shard is missing") for n in range(900, 900 + skipped)],
+    )
 
 
 class Seen:
@@ -114,6 +121,49 @@ def test_every_part_of_the_loss_is_logged_by_name(fitted: Any) -> None:
     assert first["train/loss"] == pytest.approx(6.0)
     assert first["train/lr"] == pytest.approx(0.5)
     assert first["train/grad_norm"] == pytest.approx((6.0**2 + 3.0**2) ** 0.5)  # of weight and bias
+
+
+def skipping(
+    folder: Path, *, max_skipped: int, batches: list[Batch], val: list[Batch]
+) -> tuple[list[str], list[dict[str, float]]]:
+    """What a training over two epochs told of skipped images, and what it logged."""
+    logged: list[dict[str, float]] = []
+    module = DetectionModule(
+        detector=Scale(),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.0),
+        schedule=lambda epoch, num_epochs: 1.0,
+        metric=Seen(),
+        seed=0,
+        card={},
+        max_skipped=max_skipped,
+    )
+    sink = SinkLogger(lambda metrics, step: logged.append(metrics))
+    quiet(folder, max_epochs=2, logger=sink, enable_checkpointing=False).fit(module, Loader(batches), Loader(val))
+    return [f"{one.key} {one.why}" for one in module.skipped], logged
+
+
+def test_skipped_images_are_named_counted_for_each_epoch_and_weighed_out(tmp_path: Path) -> None:
+    batches = [batch(1.0, 3.0, skipped=2), batch(2.0)]
+    told, logged = skipping(tmp_path, max_skipped=2, batches=batches, val=[batch(5.0)])
+    assert told == ["000900 its shard is missing", "000901 its shard is missing"] * 2
+    counts = [metrics["data/skipped"] for metrics in logged if "data/skipped" in metrics]
+    assert counts[-1] == 2.0 and max(counts) == 2.0
+    # Box and class are 1 and 2 times the mean of 1 and 3; two of four images are there.
+    assert next(metrics["train/loss"] for metrics in logged) == pytest.approx(6.0 * 2 / 4)
+
+
+def test_more_skipped_images_than_allowed_end_the_training_with_one_line(tmp_path: Path) -> None:
+    batches = [batch(1.0, skipped=1), batch(2.0, skipped=1)]
+    with pytest.raises(InputError, match=r"2 images of epoch 0 could not be read, more than data.max_skipped=1: mend"):
+        skipping(tmp_path, max_skipped=1, batches=batches, val=[batch(5.0)])
+
+
+def test_skipped_images_of_a_validation_count_as_well(tmp_path: Path) -> None:
+    told, logged = skipping(tmp_path, max_skipped=1, batches=[batch(1.0)], val=[batch(5.0, skipped=1)])
+    assert told == ["000900 its shard is missing"] * 2
+    assert [metrics["val/skipped"] for metrics in logged if "val/skipped" in metrics] == [1.0, 1.0]
+    with pytest.raises(InputError, match=r"2 images to validate on could not be read, more than data.max_skipped=1"):
+        skipping(tmp_path, max_skipped=1, batches=[batch(1.0)], val=[batch(5.0, skipped=2)])
 
 
 def test_a_bias_for_each_place_of_a_map_does_not_decay_either() -> None:
@@ -199,7 +249,7 @@ def test_a_checkpoint_is_plain_data_that_says_how_to_build_the_detector(fitted: 
     trainer.save_checkpoint(folder / "one.ckpt")
     loaded = torch.load(folder / "one.ckpt", weights_only=True)
     scores = loaded["onestage"].pop("metrics")
-    assert loaded["onestage"] == {"classes": ["a"], "images_seen": 3, "epoch": [1, 1]}
+    assert loaded["onestage"] == {"classes": ["a"], "images_seen": 3, "epoch": [1, 1], "skipped": 0}
     assert (scores["val/map"], scores["val/map_50"]) == (0.5, 0.75)
     assert set(loaded["state_dict"]) == {"detector.weight", "detector.bias", "detector.seen"}
 

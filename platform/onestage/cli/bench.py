@@ -22,9 +22,19 @@ def add(verbs: Any) -> None:
     detectors.add_argument(
         "--storage", type=Path, default=Path("bench"), help="folder of the trainings; what is done there stays done"
     )
-    detectors.add_argument("--out", type=Path, help="Markdown file to write (default: on stdout)")
-    detectors.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_output(detectors)
     detectors.set_defaults(run=_bench_detectors)
+    data = bench.add_parser("data", help="images/s of decoding alone, of our loader and of webdataset, side by side")
+    data.add_argument("--data", help="dataset whose JPEGs to use (default: pictures drawn here, as large as COCO's)")
+    data.add_argument("--num-workers", type=int, default=0, help="loader processes (default: 0, one thread for all)")
+    data.add_argument("--seconds", type=float, default=60.0, help="to measure for, about (default: 60)")
+    _add_output(data)
+    data.set_defaults(run=_bench_data)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="Markdown file to write (default: on stdout)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
 def _bench_detectors(options: argparse.Namespace) -> int:
@@ -37,7 +47,19 @@ def _bench_detectors(options: argparse.Namespace) -> int:
         precision=options.precision,
         storage=options.storage,
     )
-    text = markdown(report)
+    _hand_out(report, markdown(report), options)
+    return FAILED if any("failed" in one for one in report["detectors"]) else DONE
+
+
+def _bench_data(options: argparse.Namespace) -> int:
+    from onestage.bench.data import bench, markdown
+
+    report = bench(data=options.data, num_workers=options.num_workers, seconds=options.seconds)
+    _hand_out(report, markdown(report), options)
+    return DONE
+
+
+def _hand_out(report: dict[str, Any], text: str, options: argparse.Namespace) -> None:
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")
@@ -46,4 +68,3 @@ def _bench_detectors(options: argparse.Namespace) -> int:
         print(json.dumps(report))
     elif options.out is None:
         print(text)
-    return FAILED if any("failed" in one for one in report["detectors"]) else DONE

@@ -152,7 +152,10 @@ def _run(job: Job, bar: ProgressBar) -> dict[str, Any]:
         return in_process.run(job, show=bar)
     from onestage.cluster import ray_train
 
-    return ray_train.run(job, cores=num_cores(), gpus=num_gpus(), show=bar)
+    workers = job["config"]["cluster"]["num_workers"]
+    if workers > num_cores():
+        print(f"onestage: {workers} workers share {num_cores()} cores: fewer would be faster", file=sys.stderr)
+    return ray_train.run(job, cores=max(num_cores(), workers), gpus=num_gpus(), show=bar)
 
 
 @contextlib.contextmanager

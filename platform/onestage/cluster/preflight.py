@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from onestage.data.manifest import Manifest
+from onestage.data.store import StoreSettings, is_address
 from onestage.errors import InputError
 
+FITS: Final = ("letterbox", "stretch")
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")  # the weights are float32 in all of them
 
 
@@ -20,9 +22,18 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     data, cluster = config["data"], config["cluster"]
     if data["root"] is None:
         raise InputError("data.root is not set: name a dataset folder, as data.root=shards/bccd")
-    data["root"] = os.path.abspath(data["root"])
+    if not is_address(data["root"]):
+        data["root"] = os.path.abspath(data["root"])
+    if data["cache"] is not None:
+        data["cache"] = os.path.abspath(data["cache"])
     config["storage"] = os.path.abspath(config["storage"])
-    manifest = Manifest.load(data["root"])
+    if data["fit"] not in FITS:
+        raise InputError(f"data.fit must be one of {', '.join(FITS)}, got {data['fit']!r}")
+    try:
+        settings = StoreSettings(**{key: data[key] for key in ("cache", "cache_gib", "timeout_s", "retries")})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    manifest = Manifest.load(data["root"], settings=settings)
     classes, wanted = len(manifest.classes), config["detector"]["num_classes"]
     if classes != wanted:
         raise InputError(
@@ -31,6 +42,10 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         )
     for split in ("train", "val"):
         manifest.split(split)
+    if config["detector"].get("fit_anchors"):
+        from onestage.fitting import fitted  # brings torch with it
+
+        config = fitted(config)
     weights = config["detector"].get("weights")
     if weights is not None and not weights.startswith("torchvision://"):  # a worker knows the names
         config["detector"]["weights"] = os.path.abspath(weights)  # workers have another current folder
@@ -43,6 +58,8 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config['trainer']['precision']!r}"
         )
+    if data["max_skipped"] < 0:
+        raise InputError(f"data.max_skipped must be at least 0, got {data['max_skipped']}")
     steps = config["trainer"]["max_steps"]
     if steps != -1 and steps < 1:
         raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {steps}")
@@ -75,8 +92,6 @@ def _share_machine(cluster: dict[str, Any]) -> None:
     cores, gpus, workers = num_cores(), num_gpus(), cluster["num_workers"]
     if cluster["kind"] == "none" and workers > 1:
         raise InputError(f"cluster=none is one process, got cluster.num_workers={workers}: use cluster=local")
-    if workers > cores:
-        raise InputError(f"cluster.num_workers={workers}, but this machine has {cores} cores: lower it")
     if cluster["gpus_per_worker"] is None:
         cluster["gpus_per_worker"] = 1 if gpus >= workers else 0
     if cluster["gpus_per_worker"] * workers > gpus:
@@ -84,8 +99,9 @@ def _share_machine(cluster: dict[str, Any]) -> None:
             f"{workers} workers of cluster.gpus_per_worker={cluster['gpus_per_worker']} need more than "
             f"this machine's {gpus} GPUs"
         )
-    cluster["cpus_per_worker"] = cluster["cpus_per_worker"] or max(cores // workers, 1)
-    if cluster["cpus_per_worker"] * workers > cores:
+    if cluster["cpus_per_worker"] is None:
+        cluster["cpus_per_worker"] = max(cores // workers, 1)  # more workers than cores are slow, but train the same
+    elif cluster["cpus_per_worker"] * workers > cores:
         raise InputError(
             f"{workers} workers of cluster.cpus_per_worker={cluster['cpus_per_worker']} need "
             f"{cluster['cpus_per_worker'] * workers} cores, but this machine has {cores}"

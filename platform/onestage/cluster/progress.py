@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 10.0
+MAX_NAMED = 3
 
 
 class ProgressBar:
@@ -38,6 +39,9 @@ class ProgressBar:
         self.bar.stop()
 
     def __call__(self, message: dict[str, Any]) -> None:
+        if "skipped" in message:
+            self._name(message["skipped"], message["file"])
+            return
         epoch = f"epoch {min(message['epoch'] + 1, message['num_epochs'])}/{message['num_epochs']}"
         numbers = " ".join(
             f"{label} {message[name]:{form}}"
@@ -54,3 +58,10 @@ class ProgressBar:
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_EVERY_S:
             self.printed = time.monotonic()
             self.console.print(f"{epoch} step {message['step']}/{message['num_steps']} {numbers}", highlight=False)
+
+    def _name(self, skipped: list[str], file: str) -> None:
+        """A few of the images that the training goes on without; the others are in ``file``."""
+        for one in skipped[:MAX_NAMED]:
+            self.console.print(f"skipped {one}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        if (more := len(skipped) - MAX_NAMED) > 0:
+            self.console.print(f"skipped {more} more: see {file}", style="yellow", highlight=False, soft_wrap=True)

@@ -94,6 +94,8 @@ def _fit(job: Job, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     while thread.is_alive():
         thread.join(POLL_S)
         for message in ray.get(board.take.remote(), timeout=60):
+            if "refused" in message:  # it would be refused again: not waiting for Ray to start it anew
+                raise InputError(message["refused"])
             show(message)
     if "error" in outcome:
         raise _cause(outcome["error"])
@@ -175,6 +177,9 @@ def worker_loop(config: dict[str, Any]) -> None:
     except Diverged as error:
         # An answer, not a failure: Ray would start the same training again from its last checkpoint.
         outcome = {"diverged": str(error), "metrics": {}}
+    except InputError as error:
+        ray.get(board.put.remote({"refused": str(error)}), timeout=60)
+        raise
     if rank == 0:
         ray.get(board.finish.remote(outcome))
     ray.train.report(outcome["metrics"])

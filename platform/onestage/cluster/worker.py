@@ -17,12 +17,14 @@ from onestage.cluster.job import Job
 from onestage.config import build
 from onestage.data.datamodule import DetectionData
 from onestage.data.input_sizes import InputSizes
+from onestage.data.manifest import FILE_NAME
 from onestage.errors import InputError
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
-from onestage.training.callbacks import Ema, MidEpochCheckpoint, Pictures, Progress, Throughput
+from onestage.training.callbacks import BatchPicture, Ema, MidEpochCheckpoint, Pictures, Progress, Throughput
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule
+from onestage.training.skips import Skips
 
 PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
 
@@ -76,7 +78,8 @@ def train(
         **trainer_options,
     )
     try:
-        _describe(tracker, config, data)
+        if rank == 0:
+            _describe(tracker, config, data, Path(job["folder"]))
         prepare(trainer).fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -114,6 +117,7 @@ def _module(job: Job, data: DetectionData, *, resumed: bool) -> DetectionModule:
         metric=MeanAP(classes=classes),
         seed=config["seed"],
         card=card,
+        max_skipped=data.max_skipped,
     )
 
 
@@ -144,11 +148,12 @@ def _numbers(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData) -> None:
+def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData, folder: Path) -> None:
     """The record of what is trained on what."""
     tracker.log_params({key: value for key, value in config.items() if key not in ("overrides", "resume")})
     tracker.log_dict(config, "config.json")
-    tracker.log_artifact(Path(data.root) / "dataset.json", "dataset")
+    data.manifest.save(folder)  # the dataset itself may lie on a server
+    tracker.log_artifact(folder / FILE_NAME, "dataset")
     tracker.set_tags({"dataset.hash": data.manifest.content_hash, "dataset.name": data.manifest.name})
 
 
@@ -163,9 +168,11 @@ def _callbacks(
     callbacks: list[Callback] = [
         Throughput(),
         Progress(progress),
+        Skips(checkpoints.parent / "skipped.txt", sink=progress),
         Pictures(
             data.examples("val", settings["num_pictures"]), classes=data.manifest.classes, sink=tracker.log_picture
         ),
+        BatchPicture(classes=data.manifest.classes, sink=tracker.log_picture, num_images=settings["num_pictures"]),
     ]
     if settings["ema_decay"] > 0:
         callbacks.append(Ema(decay=settings["ema_decay"]))

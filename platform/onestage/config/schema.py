@@ -28,6 +28,12 @@ class Data:
     num_workers: int | None = None
     input_size: list[int] = MISSING
     input_sizes: InputSizes = field(default_factory=InputSizes)
+    fit: str = MISSING
+    max_skipped: int = MISSING
+    cache: str | None = None
+    cache_gib: float = MISSING
+    timeout_s: float = MISSING
+    retries: int = MISSING
     seed: int = MISSING
     augment: dict[str, Any] = MISSING
 

@@ -1,6 +1,6 @@
 """Windows of an image, partly beyond its edges, stretched to the network's input: how SSD and Darknet crop.
 
-A window is only four numbers until the end: whatever was drawn, one warp makes the pixels.
+A window is only four numbers until the end: whatever was drawn, the pixels are resized once.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from onestage.data.transforms import OnCanvas, Sample, uniform, warped
+from onestage.data.transforms import OnCanvas, Sample, chosen, painted, uniform
 from onestage.types import Placement
 
 
 class RandomWindow(OnCanvas):
     """Darknet's jitter: a window whose every edge lies up to ``jitter`` of the image's side within or outside of it.
 
-    It is stretched to ``size`` [H, W]; outside the image it is ``fill`` (0 to 1). ``warped`` says which boxes stay.
+    It is stretched to ``size`` [H, W]; outside the image it is ``fill`` (0 to 1). ``painted`` says which boxes stay.
     """
 
     def __init__(self, *, size: Sequence[int], jitter: float, min_visible: float = 0.2, fill: float = 0.5) -> None:
@@ -32,7 +32,7 @@ class RandomWindow(OnCanvas):
         shift = (2 * torch.rand(4) - 1) * self.jitter
         window = (torch.tensor([0, 0, 1, 1]) + shift) * torch.tensor([width, height, width, height])
         placement = _stretched(window, size=self.size)
-        return warped(sample, placement, size=self.size, min_visible=self.min_visible, fill=self.fill)
+        return painted(sample, placement, size=self.size, min_visible=self.min_visible, fill=self.fill)
 
 
 class RandomIoUWindow(OnCanvas):
@@ -74,14 +74,8 @@ class RandomIoUWindow(OnCanvas):
         boxes = sample["boxes"].as_subclass(Tensor)
         window = self._window(self._view(*sample["image"].shape[-2:]), boxes)
         inside = _hold_centres(window[None], boxes)[0]
-        inner: Sample = {
-            **sample,
-            "boxes": boxes[inside],
-            "labels": sample["labels"][inside],
-            "crowd": sample["crowd"][inside],
-            "difficult": sample["difficult"][inside],
-        }
-        return warped(inner, _stretched(window, size=self.size), size=self.size, min_visible=0.0, fill=self.fill)
+        inner: Sample = {**chosen(sample, inside), "boxes": boxes[inside]}
+        return painted(inner, _stretched(window, size=self.size), size=self.size, min_visible=0.0, fill=self.fill)
 
     def _view(self, height: int, width: int) -> Tensor:
         """The image, or more than it: (4,) XYXY in the image's pixels."""

@@ -2,31 +2,41 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from onestage.data.colour import recoloured_batch
+from onestage.data.images import Pixels
 from onestage.data.input_sizes import InputSizes
 from onestage.data.loader import Loader
 from onestage.data.manifest import Manifest
-from onestage.data.order import in_order
+from onestage.data.order import in_order, num_steps
 from onestage.data.samples import EvaluationBatch, TrainingBatch, decode
 from onestage.data.shards import ShardReader
-from onestage.data.transforms import Augment, Pixels, Transform, pixels_of
+from onestage.data.store import Store, StoreSettings, open_store
+from onestage.data.transforms import Augment, Transform, pixels_of
 from onestage.errors import InputError
+from onestage.types import Batch
 
 GPU_WORKERS = 8
 """Loader workers that keep one GPU fed with augmented images; a CPU that trains needs its cores itself."""
 
 
 class DetectionData(pl.LightningDataModule):
-    """Loaders over the dataset folder ``root``.
+    """Loaders over the dataset at ``root``, a folder or an address.
 
     ``batch_size`` is per rank, ``input_size`` [H, W] in pixels, ``augment`` the transforms of training samples by name,
     in their order; one that is None is left out. ``input_sizes`` may give training batches another size.
-    ``num_workers`` None means none without a GPU, else ``GPU_WORKERS``. Rank and world size are the trainer's.
+    ``num_workers`` None means none without a GPU, else ``GPU_WORKERS``. ``max_skipped`` images of an epoch may turn out
+    to be unreadable before who trains or evaluates should stop. Images are brought to the input's size as ``fit`` says,
+    "letterbox" or "stretch". ``cache``, ``cache_gib``, ``timeout_s`` and ``retries`` are those of ``StoreSettings``.
+    Rank and world size are the trainer's.
     """
 
     def __init__(
@@ -39,24 +49,35 @@ class DetectionData(pl.LightningDataModule):
         seed: int,
         num_workers: int | None = None,
         input_sizes: InputSizes | None = None,
+        max_skipped: int = 0,
+        fit: str = "letterbox",
+        cache: str | None = None,
+        cache_gib: float = 50.0,
+        timeout_s: float = 60.0,
+        retries: int = 4,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"need data.batch_size >= 1, got {batch_size}")
+        if max_skipped < 0:
+            raise ValueError(f"need data.max_skipped >= 0, got {max_skipped}")
         if root is None:
             raise InputError("data.root is not set: give the dataset folder, data.root=FOLDER")
-        self.root = Path(root)
+        self.root = root
+        self.settings = StoreSettings(cache=cache, cache_gib=cache_gib, timeout_s=timeout_s, retries=retries)
+        self.fit = fit
         self.batch_size = batch_size
         self.input_size = tuple(input_size)
         self.input_sizes = input_sizes or InputSizes(size=input_size)
         self.augment = Augment(transforms=[one for one in augment.values() if one is not None])
         self.seed = seed
+        self.max_skipped = max_skipped
         self.num_workers = _automatic_workers() if num_workers is None else num_workers
 
     @cached_property
     def manifest(self) -> Manifest:
         """The dataset's manifest; ``InputError`` where ``root`` holds none."""
-        return Manifest.load(self.root)
+        return Manifest.load(self.root, settings=self.settings)
 
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented batches of "train"."""
@@ -65,6 +86,7 @@ class DetectionData(pl.LightningDataModule):
             input_sizes=self.input_sizes,
             num_classes=len(self.manifest.classes),
             seed=self.seed,
+            fit=self.fit,
         )
         loader = self._loader("train", prepare=prepare, seed=self.seed)
         if self.trainer is not None:
@@ -72,28 +94,34 @@ class DetectionData(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> Loader:
-        """Letterboxed batches of "val", as stored."""
+        """Batches of "val", as stored."""
         return self.dataloader("val")
 
     def test_dataloader(self) -> Loader:
-        """Letterboxed batches of "test", as stored."""
+        """Batches of "test", as stored."""
         return self.dataloader("test")
 
     def dataloader(self, split: str) -> Loader:
-        """Letterboxed batches of any split, as stored: nothing random."""
-        prepare = EvaluationBatch(size=self.input_size, num_classes=len(self.manifest.classes))
+        """Batches of any split, as stored: nothing random."""
+        prepare = EvaluationBatch(size=self.input_size, num_classes=len(self.manifest.classes), fit=self.fit)
         return self._loader(split, prepare=prepare, seed=None)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Colours that were left to the training device are changed there, for a batch at once."""
+        if batch.colour is None or not len(batch):
+            return batch
+        return replace(batch, images=recoloured_batch(batch.images, batch.colour), colour=None)
 
     def examples(self, split: str, num_images: int) -> list[tuple[int, Pixels]]:
         """The first images of a split with their ids, as they are stored: (H, W, 3) RGB."""
-        reader = ShardReader(self.root, split, manifest=self.manifest)
+        reader = ShardReader(self.root, split, manifest=self.manifest, store=self._store)
         keys = in_order(self.manifest, split, rank=0, world_size=1)[:num_images]
         samples = [decode(reader.read(key), num_classes=len(self.manifest.classes)) for key in keys]
         return [(sample["image_id"], pixels_of(sample["image"])) for sample in samples]
 
     def _loader(self, split: str, *, prepare: TrainingBatch | EvaluationBatch, seed: int | None) -> Loader:
         return Loader(
-            root=self.root,
+            reader=ShardReader(self.root, split, manifest=self.manifest, store=self._store),
             manifest=self.manifest,
             split=split,
             batch_size=self.batch_size,
@@ -101,8 +129,35 @@ class DetectionData(pl.LightningDataModule):
             prepare=prepare,
             seed=seed,
             rank=0 if self.trainer is None else self.trainer.global_rank,
-            world_size=1 if self.trainer is None else self.trainer.world_size,
+            world_size=self._world_size,
         )
+
+    def realign(self, checkpoint: dict[str, Any]) -> Fraction:
+        """Make a checkpoint count in the steps of this batch and world size, whatever it was taken with.
+
+        The loader goes on at the very next image; what counts steps is put to the one that this image lies in. Returns
+        the epochs done in these steps.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        reached: dict[str, int] = loops["state_dict"]["combined_loader"][0]
+        num_samples, world_size = self.manifest.split("train").num_samples, self._world_size
+        steps = num_steps(num_samples, batch_size=self.batch_size, world_size=world_size)
+        ended = reached["images"] >= num_samples
+        done = steps if ended else reached["images"] // (self.batch_size * world_size)
+        current = loops["epoch_loop.batch_progress"]["current"]
+        shift = done - current["processed"]
+        for name in current:
+            current[name] += shift
+        return Fraction(reached["epoch"]) + Fraction(done, steps)
+
+    @cached_property
+    def _store(self) -> Store:
+        """One for all readers: they share what they learn of its failures."""
+        return open_store(self.root, settings=self.settings)
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
 
 
 def _in_flight(trainer: pl.Trainer) -> int:

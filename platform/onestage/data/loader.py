@@ -1,8 +1,8 @@
 """Batches of one split in an exact order, that can stop at any step and go on from there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
+from itertools import islice
 from typing import Final
 
 import cv2
@@ -10,26 +10,28 @@ import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, get_worker_info
 
+from onestage.data.faults import Unreadable
 from onestage.data.manifest import Manifest
 from onestage.data.order import Share, in_order, num_steps, shares, shuffled
 from onestage.data.samples import Prepare, RawShare
 from onestage.data.shards import ShardReader
 from onestage.errors import InputError
-from onestage.types import Batch
+from onestage.types import Batch, Skipped
 
 
 class Loader:
     """Iterates over one epoch's batches of this rank: shuffled by ``seed``, or as stored where it is None.
 
-    ``batch_size`` is per rank; every rank has the same number of steps. ``state_dict`` says how far training has come,
-    in images as well as batches, so that another batch size or world size goes on at the same image, or up to one
-    global batch before it. ``in_flight`` tells how many of the batches handed out are not trained yet.
+    ``batch_size`` is per rank; every rank has the same number of steps. ``state_dict`` says how far training has come
+    in images, so that another batch size or world size goes on at the very next one: it keeps its own steps, and only
+    finishes first the one that this image lies in. ``in_flight`` tells how many of the batches handed out are not
+    trained yet.
     """
 
     def __init__(
         self,
         *,
-        root: Path | str,
+        reader: ShardReader,
         manifest: Manifest,
         split: str,
         batch_size: int,
@@ -40,7 +42,7 @@ class Loader:
         world_size: int = 1,
         in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.root = Path(root)
+        self.reader = reader
         self.manifest = manifest
         self.split = split
         self.batch_size = batch_size
@@ -50,8 +52,8 @@ class Loader:
         self.rank = rank
         self.world_size = world_size
         self.in_flight = in_flight
-        self._next = (0, 0)  # epoch and batch at which the next iteration starts
-        self._reached: tuple[int, int] | None = None  # the same of the running one, after what it handed out
+        self._next = (0, 0)  # epoch and image at which the next iteration starts
+        self._reached: tuple[int, int] | None = None  # epoch and step of the running one, after what it handed out
 
     batch_sampler: Final = None  # Lightning reads it beside ``sampler``
 
@@ -69,9 +71,14 @@ class Loader:
         """The next iteration is over ``epoch``."""
         self._next = (epoch, self._next[1])
 
-    def start_at(self, batch: int) -> None:
-        """The next iteration, and only that, leaves out the batches before ``batch``."""
-        self._next = (self._next[0], batch)
+    @property
+    def global_batch(self) -> int:
+        """Images of a step over all ranks."""
+        return self.batch_size * self.world_size
+
+    def start_at(self, image: int) -> None:
+        """The next iteration, and only that, leaves out the first ``image`` images of the global order."""
+        self._next = (self._next[0], image)
 
     def __len__(self) -> int:
         """Steps of a whole epoch, wherever the next iteration starts."""
@@ -80,10 +87,12 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so that this is read with the first batch: Lightning asks for the iterator of a fit's first epoch
         # before it says which epoch that is.
-        epoch, start = self._reached = self._next
+        epoch, image = self._next
         self._next = (epoch, 0)
+        step = image // self.global_batch
+        self._reached = (epoch, step)
         pipeline = wds.DataPipeline(
-            partial(_read, self.root, self.manifest, self.split, self._shares(epoch), start),
+            partial(_read, self.reader, self._shares(epoch, start=image)),
             wds.map(partial(_on_one_thread, self.prepare, epoch=epoch)),
             _hand_over_errors,
         )
@@ -91,52 +100,57 @@ class Loader:
             pipeline,
             batch_size=None,
             num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread_of_opencv,
             # Its own generator: the model's random numbers must not depend on how often a loader was started.
             generator=torch.Generator(),
         )
-        for batch, item in enumerate(loader, start=start + 1):
+        for done, item in enumerate(loader, start=step + 1):
             if isinstance(item, InputError):
                 raise item
-            self._reached = (epoch, batch)
+            self._reached = (epoch, done)
             yield item
 
-    def _shares(self, epoch: int) -> list[Share]:
+    def _shares(self, epoch: int, *, start: int) -> dict[int, Share]:
         ranks = {"rank": self.rank, "world_size": self.world_size}
         if self.seed is None:
             keys = in_order(self.manifest, self.split, **ranks)
         else:
             keys = shuffled(self.manifest, self.split, seed=self.seed, epoch=epoch, **ranks)
-        return shares(keys, num_samples=self.num_samples, batch_size=self.batch_size, world_size=self.world_size)
+        return shares(keys, num_samples=self.num_samples, batch_size=self.batch_size, start=start, **ranks)
 
     def state_dict(self) -> dict[str, int]:
-        """What has been trained, the same on every rank: ``epoch``, its ``batches`` and ``images`` over all ranks."""
-        epoch, batches = self._next
+        """What has been trained, the same on every rank: ``epoch``, and its ``images`` over all ranks."""
+        epoch, images = self._next
         if self._reached is not None:
-            epoch, batches = self._reached
-            batches -= self.in_flight()
-        images = min(batches * self.batch_size * self.world_size, self.num_samples)
-        return {"epoch": epoch, "batches": batches, "images": images}
+            epoch, done = self._reached
+            images = min((done - self.in_flight()) * self.global_batch, self.num_samples)
+        return {"epoch": epoch, "images": images}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on behind what ``state`` says has been trained; after an epoch's last image, with the next epoch."""
-        if state["images"] >= self.num_samples:
-            self._next = (state["epoch"] + 1, 0)
-        else:
-            self._next = (state["epoch"], state["images"] // (self.batch_size * self.world_size))
+        done = state["images"] >= self.num_samples
+        self._next = (state["epoch"] + 1, 0) if done else (state["epoch"], state["images"])
         self._reached = None
 
 
-def _read(root: Path, manifest: Manifest, split: str, shares: list[Share], start: int) -> Iterator[RawShare]:
-    """From step ``start`` on, the raw samples of every W-th share in loader worker w of W.
+def _read(reader: ShardReader, shares: Mapping[int, Share]) -> Iterator[RawShare]:
+    """The raw samples of every W-th share in loader worker w of W.
 
     DataLoader asks the workers in turn, so that the batches come in order.
     """
-    reader = ShardReader(root, split, manifest=manifest)
     worker = get_worker_info()
     first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
-    for step in range(start + first, len(shares), every):
-        yield RawShare([reader.read(key) for key in shares[step].keys], step, shares[step].global_images)
+    steps = list(islice(shares, first, None, every))
+    reader.expect([key for step in steps for key in shares[step].keys])
+    for step in steps:
+        raws, skipped = [], []
+        for key in shares[step].keys:
+            try:
+                raws.append(reader.read(key))
+            except Unreadable as error:
+                skipped.append(Skipped(key, str(error)))
+        yield RawShare(raws, step, shares[step].global_images, skipped)
 
 
 def _hand_over_errors(batches: Iterator[Batch]) -> Iterator[Batch | InputError]:

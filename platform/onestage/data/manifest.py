@@ -3,15 +3,19 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from onestage.data.store import StoreSettings, open_store
 from onestage.errors import InputError
 
 VERSION: Final = 1
 FILE_NAME: Final = "dataset.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def key_of(image_id: int) -> str:
@@ -86,26 +90,23 @@ class Manifest:
         os.replace(partial, root / FILE_NAME)
 
     @classmethod
-    def load(cls, root: Path | str) -> "Manifest":
-        """The manifest of the dataset folder ``root``; ``InputError`` where there is none that can be used."""
-        root = Path(root)
-        path = root / FILE_NAME
-        if not root.is_dir():
-            raise InputError(f"no dataset folder at {root}: check the path")
-        if not path.is_file():
-            raise InputError(f"{root} is no dataset folder (no {FILE_NAME}): make one with `onestage data import ...`")
+    def load(cls, root: Path | str, *, settings: StoreSettings | None = None) -> "Manifest":
+        """The manifest of the dataset ``root``, a folder or an address; ``InputError`` where none can be used."""
+        store = open_store(root, settings=settings)
+        content = store.manifest_bytes(FILE_NAME)
+        where = store.shown(FILE_NAME)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(content.decode("utf-8"))
             if fields["version"] > VERSION:
-                raise InputError(f"{path} has format {fields['version']}, newer than {VERSION}: upgrade onestage")
+                raise InputError(f"{where} has format {fields['version']}, newer than {VERSION}: upgrade onestage")
             manifest = _from_json(fields)
             if manifest.content_hash != fields["content_hash"]:
                 raise ValueError("its content hash does not match its shards")
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = f"no field {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{path} is broken ({what}): make it again with `onestage data import ...`") from error
+            raise InputError(f"{where} is broken ({what}): make it again with `onestage data import ...`") from error
         return manifest
 
 
@@ -138,7 +139,7 @@ def _from_json(fields: dict[str, Any]) -> Manifest:
         name=str(fields["name"]),
         classes=tuple(str(name) for name in fields["classes"]),
         splits={
-            name: Split(tuple(_shard_from_json(shard) for shard in split["shards"]))
+            name: Split(_in_order(_shard_from_json(shard) for shard in split["shards"]))
             for name, split in fields["splits"].items()
         },
         version=int(fields["version"]),
@@ -153,7 +154,20 @@ def _shard_from_json(fields: dict[str, Any]) -> Shard:
         sha256=str(fields["sha256"]),
         first=int(fields["first"]),
     )
-    # A manifest may come from elsewhere: it must not lead a reader out of its folder.
-    if Path(shard.name).name != shard.name:
+    # A manifest may come from elsewhere: it must not lead a reader out of its folder, nor out of its cache.
+    if Path(shard.name).name != shard.name or not shard.name.isprintable():
         raise ValueError(f"shard {shard.name!r} is not a plain file name")
+    if shard.sha256 and not _SHA256.fullmatch(shard.sha256):
+        raise ValueError(f"shard {shard.name} has sha256 {shard.sha256[:80]!r}")
+    if min(shard.num_samples, shard.num_bytes, shard.first) < 0:
+        raise ValueError(f"shard {shard.name} has a number below 0")
     return shard
+
+
+def _in_order(shards: Iterable[Shard]) -> tuple[Shard, ...]:
+    """Keys are looked up by halving: shards must be numbered upwards, and share no key."""
+    ordered = tuple(shards)
+    for before, after in pairwise(ordered):
+        if after.first < before.first + before.num_samples:
+            raise ValueError(f"shard {after.name} starts at {after.first}, within {before.name} or before it")
+    return ordered

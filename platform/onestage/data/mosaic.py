@@ -2,9 +2,20 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from onestage.data.transforms import OnCanvas, Sample, boxes_of, factor, image_of, pixels_of, uniform, warped
+from onestage.data.transforms import (
+    OnCanvas,
+    Sample,
+    boxes_of,
+    factor,
+    image_of,
+    mixing_ends,
+    painted,
+    pixels_of,
+    uniform,
+)
 from onestage.types import Placement
 
 
@@ -32,17 +43,15 @@ class Mosaic(OnCanvas):
             raise ValueError(f"need 0 < min_share <= 0.5, got {min_share}")
         if zoom < 1:
             raise ValueError(f"need zoom >= 1, got {zoom}")
-        if plain_epochs > 0 > num_epochs:
-            raise ValueError(f"plain_epochs={plain_epochs} needs an end to count from: set trainer.max_epochs")
         self.size = tuple(size)
         self.probability = probability
         self.min_share = min_share
         self.zoom = zoom
         self.min_visible = min_visible
-        self.end = num_epochs - plain_epochs if num_epochs > 0 else None
+        self.end = mixing_ends(num_epochs=num_epochs, plain_epochs=plain_epochs)
 
     def mix(self, sample: Sample, others: Sequence[Sample], *, epoch: int) -> Sample:
-        if (self.end is not None and epoch >= self.end) or uniform(0, 1) >= self.probability:
+        if epoch >= self.end or uniform(0, 1) >= self.probability:
             return sample
         return self._composed(sample, self._four(sample, others))
 
@@ -58,7 +67,7 @@ class Mosaic(OnCanvas):
         corners = [(left, top) for top in (0, cut_y) for left in (0, cut_x)]
         sizes = [(h, w) for h in (cut_y, height - cut_y) for w in (cut_x, width - cut_x)]
         tiles = [self._tile(one, size=size) for one, size in zip(four, sizes, strict=True)]
-        canvas = pixels_of(torch.empty(3, height, width, dtype=torch.uint8))
+        canvas = np.empty((height, width, 3), np.uint8)
         boxes = []
         for tile, (h, w), (left, top) in zip(tiles, sizes, corners, strict=True):
             canvas[top : top + h, left : left + w] = pixels_of(tile["image"])
@@ -78,4 +87,4 @@ class Mosaic(OnCanvas):
         scale = max(size[0] / height, size[1] / width) * factor(1, self.zoom)
         offset = (uniform(size[1] - width * scale, 0), uniform(size[0] - height * scale, 0))
         placement = Placement(scale=(scale, scale), offset=offset)
-        return warped(sample, placement, size=size, min_visible=self.min_visible, fill=0.5)
+        return painted(sample, placement, size=size, min_visible=self.min_visible, fill=0.5)

@@ -45,20 +45,28 @@ def in_order(manifest: Manifest, split: str, *, rank: int, world_size: int) -> l
     return manifest.split(split).keys()[rank::world_size]
 
 
-def shares(keys: list[str], *, num_samples: int, batch_size: int, world_size: int) -> list[Share]:
-    """Cut one rank's ``keys`` into its shares of each step, the same number of steps on every rank.
+def shares(
+    keys: list[str], *, num_samples: int, batch_size: int, rank: int, world_size: int, start: int = 0
+) -> dict[int, Share]:
+    """Cut one rank's ``keys`` into its shares of each step, by the step's number; the same steps on every rank.
 
     ``num_samples`` counts the split's images over all ranks, ``batch_size`` is per rank. Shares of a step differ by an
-    image at most, and only in the last one; there a share may be empty.
+    image at most, and only in the last one; there a share may be empty. Of the global order, ``start`` images are
+    trained already, maybe in a world of another size: they are left out, and the first step takes what is left of it.
 
-    >>> shares(["1", "3"], num_samples=5, batch_size=2, world_size=2)
-    [Share(keys=['1', '3'], global_images=4), Share(keys=[], global_images=1)]
+    >>> shares(["1", "3"], num_samples=5, batch_size=2, rank=1, world_size=2)
+    {0: Share(keys=['1', '3'], global_images=4), 1: Share(keys=[], global_images=1)}
+    >>> shares(["1", "3"], num_samples=5, batch_size=2, rank=1, world_size=2, start=2)
+    {0: Share(keys=['3'], global_images=2), 1: Share(keys=[], global_images=1)}
     """
     global_batch = batch_size * world_size
-    return [
-        Share(keys[step * batch_size : (step + 1) * batch_size], min(global_batch, num_samples - step * global_batch))
-        for step in range(num_steps(num_samples, batch_size=batch_size, world_size=world_size))
-    ]
+    cut: dict[int, Share] = {}
+    for step in range(start // global_batch, num_steps(num_samples, batch_size=batch_size, world_size=world_size)):
+        first, last = max(step * global_batch, start), min((step + 1) * global_batch, num_samples)
+        # The rank's own keys are every world_size-th of the global order: how many of them lie before an image?
+        mine = slice(*(-(-(place - rank) // world_size) for place in (first, last)))
+        cut[step] = Share(keys[mine], last - first)
+    return cut
 
 
 def num_steps(num_samples: int, *, batch_size: int, world_size: int) -> int:

@@ -1,29 +1,30 @@
-"""From the bytes of a shard to a batch: decode, augment or letterbox, collate."""
+"""From the bytes of a shard to a batch: decode, augment or only fit to the input, collate."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
+from onestage.data import images
+from onestage.data.faults import Unreadable
 from onestage.data.input_sizes import InputSizes
-from onestage.data.transforms import Augment, Letterbox, Sample, boxes_of, image_of
-from onestage.errors import InputError
-from onestage.types import XYXY, Batch, Placement, Target
-
-IMAGE_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""First bytes of JPEG and PNG: OpenCV would open a dozen formats more, each a parser that nobody asked for."""
+from onestage.data.transforms import Augment, Sample, boxes_of, fit_of, image_of, pixels_of
+from onestage.types import XYXY, Batch, Placement, Skipped, Target
 
 
 class RawShare(NamedTuple):
-    """One rank's share of a step: its raw samples, the step's number in the epoch, and its images over all ranks."""
+    """One rank's share of a step: its raw samples, the step's number in the epoch, and its images over all ranks.
+
+    ``skipped`` are those of the share that could not be read.
+    """
 
     raws: list[dict[str, Any]]
     step: int
     global_images: int
+    skipped: Sequence[Skipped] = ()
 
 
 Prepare = Callable[..., Batch]
@@ -31,7 +32,7 @@ Prepare = Callable[..., Batch]
 
 
 def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
-    """A sample of a shard with its image decoded; ``InputError`` names key, shard and original file of a broken one."""
+    """A sample of a shard with its image decoded; ``Unreadable`` names key, shard and original file of a broken one."""
     where = f"sample {raw['__key__']} in {raw.get('__url__')}"
     try:
         truth = json.loads(raw["json"])
@@ -42,15 +43,16 @@ def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
         difficult = torch.tensor(truth["difficult"], dtype=torch.bool)
         image_id = int(truth["image_id"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where} has no annotation that can be read: make the dataset again") from error
+        raise Unreadable(f"{where} has no annotation that can be read: make the dataset again") from error
     if not len(boxes) == len(labels) == len(crowd) == len(difficult):
-        raise InputError(f"{where} has {len(boxes)} boxes but {len(labels)} labels: make the dataset again")
+        raise Unreadable(f"{where} has {len(boxes)} boxes but {len(labels)} labels: make the dataset again")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         wrong = next(label for label in truth["labels"] if not 0 <= label < num_classes)
-        raise InputError(f"{where} has label {wrong} where labels run from 0 to {num_classes - 1}: mend its annotation")
-    pixels = _decode_image(next((raw[member] for member in ("jpg", "jpeg", "png") if member in raw), b""))
+        raise Unreadable(f"{where} has label {wrong} where labels run from 0 to {num_classes - 1}: mend its annotation")
+    content = next((raw[member] for member in ("jpg", "jpeg", "png") if member in raw), b"")
+    pixels = images.decode(content, orientation=truth.get("orientation", 1))
     if pixels is None:
-        raise InputError(f"{where} has an image that is corrupt or cut short: replace it and make the dataset again")
+        raise Unreadable(f"{where} has an image that is corrupt or cut short: replace it and make the dataset again")
     return {
         "key": raw["__key__"],
         "image_id": image_id,
@@ -63,12 +65,14 @@ def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
     }
 
 
-def _decode_image(content: bytes) -> Any:
-    """Pixels (H, W, 3) RGB as stored: boxes were drawn before any EXIF rotation. None where it can't be decoded."""
-    if not content.startswith(IMAGE_MAGIC):
-        return None
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+def decode_all(share: RawShare, *, num_classes: int, skipped: list[Skipped]) -> Iterator[Sample]:
+    """The samples of a share that can be decoded, one by one; ``skipped`` grows by those that it has to do without."""
+    skipped += share.skipped
+    for raw in share.raws:
+        try:
+            yield decode(raw, num_classes=num_classes)
+        except Unreadable as error:
+            skipped.append(Skipped(raw["__key__"], str(error)))
 
 
 def sample_seed(*, seed: int, epoch: int, key: str) -> int:
@@ -77,59 +81,107 @@ def sample_seed(*, seed: int, epoch: int, key: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def collate(samples: Sequence[Sample], *, size: Sequence[int], global_images: int) -> Batch:
-    """Samples of one ``size`` [H, W] as a batch; of none, images (0, 3, H, W)."""
-    images = torch.empty((len(samples), 3, size[0], size[1]), dtype=torch.uint8)
-    for image, sample in zip(images, samples, strict=True):
-        image.copy_(sample["image"])
-    targets = [
-        Target(
-            boxes=XYXY(sample["boxes"].as_subclass(torch.Tensor)),
-            labels=sample["labels"],
-            image_id=sample["image_id"],
-            placement=sample["placement"],
-            crowd=sample["crowd"],
-            difficult=sample["difficult"],
+def collate(
+    samples: Iterable[Sample],
+    *,
+    size: Sequence[int],
+    global_images: int,
+    skipped: Sequence[Skipped] = (),
+    room: int | None = None,
+) -> Batch:
+    """Samples of one ``size`` [H, W] as a batch; of none, images (0, 3, H, W). Images lie in memory channels last.
+
+    Samples may come from an iterator, ``room`` of them at most, which may still add to ``skipped`` meanwhile. Then no
+    two of them need be in memory at once: a decoded image in fresh memory takes half as long again.
+    """
+    if room is None:
+        samples = list(samples)
+        room = len(samples)
+    # As decoded images lie: each is copied in one piece, and the networks want them so.
+    stacked = np.empty((room, size[0], size[1], 3), np.uint8)
+    targets: list[Target] = []
+    keys: list[str] = []
+    colours: list[torch.Tensor] = []
+    for pixels, sample in zip(stacked, samples, strict=False):
+        pixels[:] = pixels_of(sample["image"])
+        targets.append(
+            Target(
+                boxes=XYXY(sample["boxes"].as_subclass(torch.Tensor)),
+                labels=sample["labels"],
+                image_id=sample["image_id"],
+                placement=sample["placement"],
+                crowd=sample["crowd"],
+                difficult=sample["difficult"],
+            )
         )
-        for sample in samples
-    ]
-    return Batch(images, targets, [sample["key"] for sample in samples], global_images=global_images)
+        keys.append(sample["key"])
+        if "colour" in sample:
+            colours.append(sample["colour"])
+    return Batch(
+        torch.from_numpy(stacked[: len(keys)]).permute(0, 3, 1, 2),
+        targets,
+        keys,
+        global_images=global_images,
+        skipped=tuple(skipped),
+        colour=torch.stack(colours) if colours else None,
+    )
 
 
 class TrainingBatch:
     """Raw share to augmented batch, of the size that ``input_sizes`` gives its step.
 
-    What the transforms leave at another size is letterboxed. Targets say no placement: an augmented image has no one
-    way back to its original.
+    What the transforms leave at another size is fitted as ``fit`` says: "letterbox" or "stretch". Targets say no
+    placement: an augmented image has no one way back to its original.
     """
 
-    def __init__(self, *, augment: Augment, input_sizes: InputSizes, num_classes: int, seed: int) -> None:
+    def __init__(
+        self, *, augment: Augment, input_sizes: InputSizes, num_classes: int, seed: int, fit: str = "letterbox"
+    ) -> None:
         self.augment = augment
         self.input_sizes = input_sizes
         self.num_classes = num_classes
         self.seed = seed
+        self.fit = fit_of(fit)
 
     def __call__(self, share: RawShare, *, epoch: int) -> Batch:
         size = self.input_sizes(seed=self.seed, epoch=epoch, batch=share.step)
-        augment, letterbox = self.augment.at(size), Letterbox(size=size)
-        decoded = [decode(raw, num_classes=self.num_classes) for raw in share.raws]
-        samples: list[Sample] = []
+        skipped: list[Skipped] = []
+        samples = self._samples(share, size=size, epoch=epoch, skipped=skipped)
+        return collate(samples, size=size, global_images=share.global_images, skipped=skipped, room=len(share.raws))
+
+    def _samples(
+        self, share: RawShare, *, size: tuple[int, ...], epoch: int, skipped: list[Skipped]
+    ) -> Iterator[Sample]:
+        augment, fit = self.augment.at(size), self.fit.transform(size=size)
+        decoded: Iterable[Sample] = decode_all(share, num_classes=self.num_classes, skipped=skipped)
+        others: list[Sample] = []
+        if augment.mixes:
+            decoded = others = list(decoded)
         for index, one in enumerate(decoded):
             seed = sample_seed(seed=self.seed, epoch=epoch, key=one["key"])
-            sample = augment(one, seed=seed, epoch=epoch, others=decoded[:index] + decoded[index + 1 :])
+            sample = augment(one, seed=seed, epoch=epoch, others=others[:index] + others[index + 1 :])
             if tuple(sample["image"].shape[-2:]) != size:
-                sample = letterbox(sample)
-            samples.append({**sample, "placement": Placement()})
-        return collate(samples, size=size, global_images=share.global_images)
+                sample = fit(sample)
+            yield {**sample, "placement": Placement()}
 
 
 class EvaluationBatch:
-    """Raw share to letterboxed batch, its targets with the placement that leads back to the original."""
+    """Raw share to batch, fitted to ``size`` [H, W] as ``fit`` says: "letterbox" or "stretch".
 
-    def __init__(self, *, size: Sequence[int], num_classes: int) -> None:
-        self.letterbox = Letterbox(size=size)
+    Targets have the placement that leads back to the original.
+    """
+
+    def __init__(self, *, size: Sequence[int], num_classes: int, fit: str = "letterbox") -> None:
+        self.fit = fit_of(fit).transform(size=size)
         self.num_classes = num_classes
 
     def __call__(self, share: RawShare, *, epoch: int) -> Batch:
-        samples = [self.letterbox(decode(raw, num_classes=self.num_classes)) for raw in share.raws]
-        return collate(samples, size=self.letterbox.size, global_images=share.global_images)
+        skipped: list[Skipped] = []
+        decoded = decode_all(share, num_classes=self.num_classes, skipped=skipped)
+        return collate(
+            map(self.fit, decoded),
+            size=self.fit.size,
+            global_images=share.global_images,
+            skipped=skipped,
+            room=len(share.raws),
+        )

@@ -1,15 +1,20 @@
 """Exact random access to the samples in tar shards: the order is decided elsewhere, not by how the bytes lie."""
 
+import io
 import os
 import tarfile
+import weakref
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from onestage.data.faults import Unreadable
 from onestage.data.manifest import Manifest, Shard
 from onestage.data.order import WINDOW_SHARDS
-from onestage.errors import InputError
+from onestage.data.prefetch import Prefetch
+from onestage.data.store import Store, open_store
 
 MEMBERS: Final = ("jpg", "jpeg", "png", "json")
 """Nothing else in a shard is ever read: WebDataset's own decoder would unpickle what a stranger put there."""
@@ -21,73 +26,123 @@ class _Extent(NamedTuple):
     num_bytes: int
 
 
+class _Opened(NamedTuple):
+    file: BinaryIO
+    samples: dict[str, dict[str, _Extent]]
+
+
 class ShardReader:
-    """Reads samples of one split by key; a shard's headers are scanned on its first use, and then kept.
+    """Reads samples of one split by key; a shard's headers are scanned when it is opened.
 
     Files are read at offsets (pread), which have no position that processes could move for each other, so a reader may
-    be used on both sides of a fork; a pickled reader opens its files anew.
+    be used on both sides of a fork; a pickled reader opens its files anew. ``store`` None is that of ``root``, a path
+    or an address, with the usual settings.
     """
 
-    def __init__(self, root: Path | str, split: str, *, manifest: Manifest) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, split: str, *, manifest: Manifest, store: Store | None = None) -> None:
+        self.store = store or open_store(root)
         self.shards = manifest.split(split).shards
         self._firsts = [shard.first for shard in self.shards]
-        self._indexes: dict[str, dict[str, dict[str, _Extent]]] = {}
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._opened: OrderedDict[str, _Opened] = OrderedDict()
+        self._prefetch: Prefetch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_opened": OrderedDict(), "_prefetch": None}
+
+    def expect(self, keys: Sequence[str]) -> None:
+        """These keys are read next, about in this order: shards that lie elsewhere can be fetched before."""
+        if self._prefetch is not None:
+            self._prefetch.stop()
+            self._prefetch = None
+        if self.store.is_remote and keys:
+            coming = {shard.name: shard for shard in map(self._shard_of, keys)}
+            self._prefetch = Prefetch(self.store, list(coming.values()))
+            weakref.finalize(self, self._prefetch.stop)
 
     def read(self, key: str) -> dict[str, Any]:
         """The sample ``key`` in WebDataset's manner: ``__key__``, ``__url__`` (the shard) and its members' bytes.
 
-        ``InputError`` names a shard that is missing, cut short or not what the manifest says.
+        ``Unreadable`` names a shard that is missing, cut short or not what the manifest says.
         """
         shard = self._shard_of(key)
-        if shard.name not in self._indexes:
-            self._indexes[shard.name] = self._scan(shard)
-        members = self._indexes[shard.name].get(key)
-        if members is None:
+        opened = self._open(shard)
+        if key not in opened.samples:
             raise self._broken(shard, f"has no sample {key}")
         sample: dict[str, Any] = {"__key__": key, "__url__": shard.name}
-        for member, extent in members.items():
-            sample[member] = os.pread(self._file(shard).fileno(), extent.num_bytes, extent.offset)
-            if len(sample[member]) < extent.num_bytes:
-                raise self._broken(shard, "is cut short")
+        try:
+            for member, extent in opened.samples[key].items():
+                sample[member] = os.pread(opened.file.fileno(), extent.num_bytes, extent.offset)
+                if len(sample[member]) < extent.num_bytes:
+                    raise self._broken(shard, "is cut short")
+        except OSError as error:
+            # A network mount may have let go of the file: the next sample opens it anew.
+            self._opened.pop(shard.name).file.close()
+            raise self._broken(shard, f"can't be read ({error.strerror})") from error
         return sample
 
     def _shard_of(self, key: str) -> Shard:
         index = bisect_right(self._firsts, int(key)) - 1
         if index < 0 or int(key) >= self.shards[index].first + self.shards[index].num_samples:
-            raise KeyError(f"no sample {key} in {self.root}'s shards {[shard.name for shard in self.shards]}")
+            names = [shard.name for shard in self.shards]
+            raise KeyError(f"no sample {key} in {self.store.shown()}'s shards {names}")
         return self.shards[index]
 
-    def _file(self, shard: Shard) -> BinaryIO:
-        if shard.name not in self._files:
+    def _open(self, shard: Shard) -> _Opened:
+        if self._prefetch is not None:
+            self._prefetch.reached(shard)
+        if shard.name not in self._opened:
+            file = self.store.open(shard)
             try:
-                file = (self.root / shard.name).open("rb", buffering=0)
-            except FileNotFoundError as error:
-                raise self._broken(shard, "is missing") from error
-            if (num_bytes := os.fstat(file.fileno()).st_size) != shard.num_bytes:
-                raise self._broken(shard, f"has {num_bytes} bytes where dataset.json says {shard.num_bytes}")
-            self._files[shard.name] = file
-            if len(self._files) > MAX_OPEN_SHARDS:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(shard.name)
-        return self._files[shard.name]
+                self._opened[shard.name] = _Opened(file, self._scan(shard, file))
+            except BaseException:
+                file.close()
+                raise
+            if len(self._opened) > MAX_OPEN_SHARDS:
+                self._opened.popitem(last=False)[1].file.close()
+        self._opened.move_to_end(shard.name)
+        return self._opened[shard.name]
 
-    def _scan(self, shard: Shard) -> dict[str, dict[str, _Extent]]:
-        self._file(shard)
-        index: dict[str, dict[str, _Extent]] = {}
+    def _scan(self, shard: Shard, file: BinaryIO) -> dict[str, dict[str, _Extent]]:
+        samples: dict[str, dict[str, _Extent]] = {}
         try:
-            with tarfile.open(self.root / shard.name, "r:") as tar:
+            with tarfile.open(fileobj=io.BufferedReader(_At(file)), mode="r:") as tar:
                 for info in tar:
                     key, _, member = info.name.partition(".")
-                    if info.isfile() and member in MEMBERS:
-                        index.setdefault(key, {})[member] = _Extent(info.offset_data, info.size)
-        except tarfile.TarError as error:
+                    if info.isreg() and not info.issparse() and member in MEMBERS:
+                        if not 0 <= info.size <= shard.num_bytes:
+                            raise tarfile.ReadError(f"{info.name} has {info.size} bytes")
+                        samples.setdefault(key, {})[member] = _Extent(info.offset_data, info.size)
+        # A stranger's tar may hold any number, and a chain of names as long as it likes.
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
             raise self._broken(shard, f"is no tar file that can be read ({error})") from error
-        return index
+        except OSError as error:
+            raise self._broken(shard, f"can't be read ({error.strerror})") from error
+        return samples
 
-    def _broken(self, shard: Shard, what: str) -> InputError:
-        return InputError(f"shard {self.root / shard.name} {what}: copy the dataset again, or import it again")
+    def _broken(self, shard: Shard, what: str) -> Unreadable:
+        return Unreadable(f"shard {self.store.shown(shard.name)} {what}: copy the dataset again, or import it again")
+
+
+class _At(io.RawIOBase):
+    """A file with a position of its own, whoever else reads it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = (0, self._place, os.fstat(self._file.fileno()).st_size)[whence]
+        self._place = max(0, base + offset)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        content = os.pread(self._file.fileno(), len(buffer), self._place)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)

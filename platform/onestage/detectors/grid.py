@@ -49,8 +49,12 @@ class GridDetector(DarknetDetector):
     first as the backbone's maps. ``neck`` and ``head`` are given what comes before them: ``neck(channels)``,
     ``head(channels, out_channels=...)``. ``centre_scale`` stretches each level's bounded centres about the middle of
     their cell (Darknet's ``scale_x_y``), so that they reach the cell's border. ``nms_distance_power``: see
-    ``boxes.nms``. ``**darknet`` is what every ``DarknetDetector`` takes.
+    ``boxes.nms``. ``fit_anchors`` asks who trains to fit the priors to the data, before a detector is built: a detector
+    itself refuses it. ``**darknet`` is what every ``DarknetDetector`` takes.
     """
+
+    prior_unit_px: int = 1
+    """The pixels in one unit of the config's ``priors``."""
 
     def __init__(
         self,
@@ -64,9 +68,15 @@ class GridDetector(DarknetDetector):
         weights: str | None,
         centre_scale: Sequence[float] | None = None,
         nms_distance_power: float | None = None,
+        fit_anchors: bool = False,
         **darknet: Any,
     ) -> None:
         super().__init__(**darknet)
+        if fit_anchors:
+            raise InputError(
+                "detector.fit_anchors=true is for `onestage train`, which fits detector.priors before it builds a "
+                "detector: leave it out here, and give the priors that `onestage anchors` prints"
+            )
         self.nms_distance_power = nms_distance_power
         self.backbone = backbone
         self.stride = max(backbone.strides)  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ class YOLOv2(GridDetector):
         cell: int = backbone.strides[-1]  # type: ignore[index,assignment]
         in_pixels = [[cell * width, cell * height] for width, height in priors]
         super().__init__(backbone=backbone, priors=in_pixels, masks=[range(len(priors))], **grid)
+        self.prior_unit_px = cell
         check_shares(ignore_iou=ignore_iou)
         self.ignore_iou = ignore_iou
         self.object_weight = object_weight

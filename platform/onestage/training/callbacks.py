@@ -1,8 +1,9 @@
 """What goes along with a training: averaged weights, timing, progress and pictures."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,6 +14,9 @@ from torch import Tensor
 from onestage.drawing import draw, side_by_side
 from onestage.training.module import DetectionModule
 from onestage.types import Batch
+
+COLUMNS: Final = 4
+"""Images in a row of a sheet."""
 
 
 class Ema(WeightAveraging):
@@ -141,3 +145,45 @@ class Pictures(Callback):
                     classes=self.classes,
                 )
                 self.sink(f"val/image_{one.image_id:06d}", side_by_side(truth, guess), trainer.global_step)
+
+
+class BatchPicture(Callback):
+    """Draws the first batch that a run trains on, augmented as it is, with its boxes: one sheet, at step 0.
+
+    At most ``num_images`` of rank 0's share, ``COLUMNS`` in a row. A resumed run has had its picture. Nothing is drawn
+    from any generator, and the batch is only looked at: the training is the same to the bit.
+    """
+
+    def __init__(
+        self, *, classes: Sequence[str], sink: Callable[[str, np.ndarray, int], None], num_images: int = 8
+    ) -> None:
+        self.classes = classes
+        self.sink = sink
+        self.num_images = num_images
+        self.wanted = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.wanted = trainer.is_global_zero and trainer.global_step == 0 and self.num_images > 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if not self.wanted or len(batch) == 0:  # a share may be empty, where its images could not be read
+            return
+        self.wanted = False
+        self.sink("train/batch_000000", sheet(batch, num_images=self.num_images, classes=self.classes), 0)
+
+
+def sheet(batch: Batch, *, num_images: int, classes: Sequence[str]) -> np.ndarray:
+    """The first images of a batch with their boxes, row by row; what a short last row leaves is white."""
+    images = batch.images[:num_images].detach().cpu()
+    pixels = images if images.dtype == torch.uint8 else (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    drawn = [
+        draw(image, target.boxes.cpu(), target.labels.cpu(), classes=classes)
+        for image, target in zip(pixels.permute(0, 2, 3, 1).numpy(), batch.targets[:num_images], strict=True)
+    ]
+    columns = min(len(drawn), COLUMNS)
+    drawn += [np.full_like(drawn[0], 255)] * (-len(drawn) % columns)
+    rows = [functools.reduce(side_by_side, drawn[start : start + columns]) for start in range(0, len(drawn), columns)]
+    line = np.full((4, rows[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([part for row in rows for part in (row, line)][:-1])

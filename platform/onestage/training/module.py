@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from onestage.errors import InputError
 from onestage.training.divergence import BadBatch, check_weights, stop
 from onestage.training.schedules import Schedule
-from onestage.types import Batch, Detections, Target
+from onestage.types import Batch, Detections, Skipped, Target
 
 
 class Found(NamedTuple):
@@ -30,11 +30,12 @@ class Found(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The batch that a rank trains on, the parts of its loss there, and the step's loss over all ranks."""
+    """The batch that a rank trains on, the parts of its loss there; the step's loss and skipped images of all ranks."""
 
     batch: Batch
     parts: Mapping[str, Tensor]
     loss: Tensor
+    skipped: Tensor
 
 
 class Metric(Protocol):
@@ -47,7 +48,8 @@ class DetectionModule(pl.LightningModule):
     """Trains ``detector`` and validates it; every rank holds the same weights.
 
     ``optimizer`` makes one from parameter groups; ``schedule`` gives the factor of its learning rate; ``card`` is plain
-    data that every checkpoint carries, enough to build the detector again.
+    data that every checkpoint carries, enough to build the detector again. More than ``max_skipped`` images of
+    an epoch, or of a validation, that could not be read are an ``InputError``; rank 0 has them in ``skipped``.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DetectionModule(pl.LightningModule):
         metric: Metric,
         seed: int,
         card: Mapping[str, Any],
+        max_skipped: int = 0,
     ) -> None:
         super().__init__()
         # Convolutions on CPUs and tensor cores alike run fastest with channels last.
@@ -70,10 +73,14 @@ class DetectionModule(pl.LightningModule):
         self.card = dict(card)
         self.metrics: dict[str, float] = {}
         self.images_seen = 0
+        self.max_skipped = max_skipped
+        self.num_skipped = 0  # of the epoch, over all ranks
+        self.skipped: list[Skipped] = []  # not told to anyone yet
         self._start = (0, Fraction(0))  # the step and the epoch from which this process counts
         self._steps_per_epoch = 1
         self.found: list[Found] = []
         self.val_losses: list[Tensor] = []
+        self.val_skipped: list[Skipped] = []
 
     def setup(self, stage: str) -> None:
         self.detector.mean_over_ranks = self._mean_in_training  # type: ignore[assignment]
@@ -125,6 +132,12 @@ class DetectionModule(pl.LightningModule):
         first, epoch = self._start
         return epoch + Fraction(step - first, self._steps_per_epoch)
 
+    def on_train_epoch_start(self) -> None:
+        self.num_skipped = 0
+
+    def on_train_epoch_end(self) -> None:
+        self.log("data/skipped", float(self.num_skipped), batch_size=1)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # What a step draws depends on the seed, step and rank alone, so that a resumed run draws the same.
         torch.manual_seed(self._step_seed())
@@ -146,7 +159,7 @@ class DetectionModule(pl.LightningModule):
             losses = {name: part * share for name, part in self._losses(batch).items()}
             loss = torch.stack(list(losses.values())).sum()
         parts = {name: part.detach() for name, part in losses.items()}
-        self._step = Step(batch, parts, self._log_losses(loss, parts))
+        self._step = Step(batch, parts, *self._log_losses(loss, parts, len(batch.skipped)))
         self.images_seen += num_images
         if isinstance(seen := getattr(self.detector, "seen", None), Tensor):
             seen += num_images
@@ -156,15 +169,19 @@ class DetectionModule(pl.LightningModule):
         parts: dict[str, Tensor] = self.detector.losses(self.detector(to_float(batch.images)), batch.targets)  # type: ignore[operator]
         return parts
 
-    def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
-        """The step's losses over all ranks, by name; one reduction of a few numbers. Returns the total."""
+    def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor], num_skipped: int) -> tuple[Tensor, Tensor]:
+        """The step's losses over all ranks, by name; one reduction of a few numbers.
+
+        Returns the total, and how many images the ranks had to skip.
+        """
         parts: tuple[str, ...] = self.detector.loss_parts  # type: ignore[assignment]
         none = torch.zeros_like(loss)  # a rank without an image has no parts
-        values = self._mean_over_ranks(torch.stack([loss.detach(), *(losses.get(name, none) for name in parts)]))
+        mine = [loss.detach(), *(losses.get(name, none) for name in parts), none + num_skipped]
+        *values, skipped = self._mean_over_ranks(torch.stack(mine))
         names = ["train/loss", *(f"train/loss/{name}" for name in parts)]
         self.log_dict(dict(zip(names, values, strict=True)), batch_size=1)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0], batch_size=1)  # type: ignore[union-attr]
-        return values[0]
+        return values[0], skipped * self.trainer.world_size
 
     def configure_gradient_clipping(
         self,
@@ -175,6 +192,18 @@ class DetectionModule(pl.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.detector.parameters(), gradient_clip_val or float("inf"))
         self.log("train/grad_norm", norm, batch_size=1)
         self._stop_if_diverged(norm)
+        # Asked here, where the device has been waited for already.
+        if num_skipped := round(float(self._step.skipped)):
+            self._count_skipped(num_skipped)
+
+    def _count_skipped(self, num_skipped: int) -> None:
+        """Every rank knows the number, so that all of them come here, and all of them stop or none does."""
+        self.num_skipped += num_skipped
+        self.log("data/skipped", float(self.num_skipped), batch_size=1)
+        gathered = gather(list(self._step.batch.skipped), self.trainer.world_size)
+        if gathered is not None:
+            self.skipped += [one for part in gathered for one in part]
+        check_skipped(self.num_skipped, self.max_skipped, what=f"of epoch {self.current_epoch}")
 
     def _stop_if_diverged(self, norm: Tensor) -> None:
         """Before the weights are touched, so that they, the optimizer and the average stay those of the last good step.
@@ -211,6 +240,7 @@ class DetectionModule(pl.LightningModule):
         )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.val_skipped += batch.skipped
         if len(batch) == 0:
             return
         output = self.detector(to_float(batch.images))
@@ -222,18 +252,22 @@ class DetectionModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Gathers every image once to rank 0, which alone computes the metrics and tells the others."""
         loss = torch.stack(self.val_losses).sum() if self.val_losses else torch.zeros(())
-        gathered = gather((self.found, float(loss)), self.trainer.world_size)
+        gathered = gather((self.found, float(loss), self.val_skipped), self.trainer.world_size)
         metrics: dict[str, float] = {}
         if gathered is not None:
-            found = sorted((one for part, _ in gathered for one in part), key=lambda one: one.image_id)
+            found = sorted((one for part, _, _ in gathered for one in part), key=lambda one: one.image_id)
             metrics = {f"val/{name}": value for name, value in self.metric(found).items()}
-            metrics["val/loss"] = sum(part for _, part in gathered) / max(len(found), 1)
+            metrics["val/loss"] = sum(part for _, part, _ in gathered) / max(len(found), 1)
             self.found = found
+            if skipped := [one for _, _, part in gathered for one in part]:
+                self.skipped += skipped
+                metrics["val/skipped"] = float(len(skipped))
         self.metrics = self.trainer.strategy.broadcast(metrics)
+        check_skipped(int(self.metrics.get("val/skipped", 0)), self.max_skipped, what="to validate on")
         self.log_dict(self.metrics, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
-        self.found, self.val_losses = [], []
+        self.found, self.val_losses, self.val_skipped = [], [], []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_weights(self.detector, step=self.global_step)
@@ -241,12 +275,27 @@ class DetectionModule(pl.LightningModule):
         checkpoint["onestage"] = self.card | {
             "images_seen": self.images_seen,
             "epoch": list(epoch),
+            "skipped": self.num_skipped,
             "metrics": self.metrics,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        epoch = Fraction(*checkpoint["onestage"]["epoch"])
+        realign = getattr(getattr(self.trainer, "datamodule", None), "realign", None)
+        if realign is not None:  # this training's steps may be of another size than the checkpoint's
+            epoch = realign(checkpoint)
+        self.num_skipped = checkpoint["onestage"].get("skipped", 0)
         self.images_seen = checkpoint["onestage"]["images_seen"]
-        self._start = (checkpoint["global_step"], Fraction(*checkpoint["onestage"]["epoch"]))
+        self._start = (checkpoint["global_step"], epoch)
+
+
+def check_skipped(num_skipped: int, limit: int, *, what: str) -> None:
+    """Raises InputError where more images could not be read than ``limit``; ``what`` images they are."""
+    if num_skipped > limit:
+        raise InputError(
+            f"{num_skipped} images {what} could not be read, more than data.max_skipped={limit}: mend the dataset "
+            f"(`onestage data check` names what is broken), or raise data.max_skipped"
+        )
 
 
 def to_float(images: Tensor) -> Tensor:
