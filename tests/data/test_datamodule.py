@@ -69,6 +69,8 @@ class Recorder(pl.LightningModule):
         self.start = self.trainer.datamodule.realign(checkpoint)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        # As a schedule does, which makes Lightning build the loader before it has read the checkpoint's loops.
+        assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 

@@ -72,6 +72,7 @@ class DetectionData(pl.LightningDataModule):
         self.augment = Augment(transforms=[one for one in augment.values() if one is not None])
         self.seed = seed
         self.max_skipped = max_skipped
+        self._resumed: dict[str, int] | None = None
         self.num_workers = _automatic_workers() if num_workers is None else num_workers
 
     @cached_property
@@ -89,6 +90,8 @@ class DetectionData(pl.LightningDataModule):
             fit=self.fit,
         )
         loader = self._loader("train", prepare=prepare, seed=self.seed)
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
         if self.trainer is not None:
             loader.in_flight = partial(_in_flight, self.trainer)
         return loader
@@ -137,9 +140,12 @@ class DetectionData(pl.LightningDataModule):
 
         The loader goes on at the very next image; what counts steps is put to the one that this image lies in. Returns
         the epochs done in these steps.
+
+        Lightning gives a loader its state only where nobody asked for the number of steps before, as schedules do.
         """
         loops = checkpoint["loops"]["fit_loop"]
         reached: dict[str, int] = loops["state_dict"]["combined_loader"][0]
+        self._resumed = reached
         num_samples, world_size = self.manifest.split("train").num_samples, self._world_size
         steps = num_steps(num_samples, batch_size=self.batch_size, world_size=world_size)
         ended = reached["images"] >= num_samples
