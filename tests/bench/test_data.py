@@ -153,6 +153,7 @@ def rounds() -> list[dict[str, float]]:
     """Three rounds, the second on a machine half as fast."""
     rates = {"simplejpeg": 400.0, "opencv": 300.0, "pillow": 100.0}
     rates |= {"loader": 200.0, "loader_colour_on_device": 280.0, "webdataset": 40.0, "packing": 2000.0}
+    rates |= {"resize": 240.0, "resize_colour_on_device": 320.0}
     slow = {name: rate / 2 for name, rate in rates.items()}
     times = {f"ms/{step}": float(number) for number, step in enumerate(STEPS)}
     return [rates | times, slow | times, {**rates, "loader": 100.0} | times]
@@ -166,6 +167,8 @@ def test_shares_are_taken_within_a_round() -> None:
     assert summary["of_decoding"] == {
         "loader": {"median": 0.5, "min": 0.25, "max": 0.5},
         "loader_colour_on_device": {"median": 0.7, "min": 0.7, "max": 0.7},
+        "resize": {"median": 0.6, "min": 0.6, "max": 0.6},
+        "resize_colour_on_device": {"median": 0.8, "min": 0.8, "max": 0.8},
         "webdataset": {"median": 0.1, "min": 0.1, "max": 0.1},
     }
     assert summary["loader_of_webdataset"] == {"median": 5.0, "min": 2.5, "max": 5.0}

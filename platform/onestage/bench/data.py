@@ -60,7 +60,9 @@ NAMES: Final = {
     "opencv": "decoding alone: OpenCV",
     "pillow": "decoding alone: Pillow",
     "loader": "our loader, augment=yolov3",
-    "loader_colour_on_device": "our loader, colour left to the training device",
+    "loader_colour_on_device": "the same, colour left to the training device",
+    "resize": "our loader: resize, flip, colour",
+    "resize_colour_on_device": "the same, colour left to the training device",
     "webdataset": "webdataset as its README uses it, with torchvision's transforms",
     "packing": "packing into shards",
 }
@@ -209,10 +211,11 @@ def _rounds(
     """What each round measured: images/s of one core by name, and ``ms/`` an image of each step of the loader's."""
     contents = [record.path.read_bytes() for record in source.splits["train"]]
     data = _data(folder / "dataset", num_workers=num_workers)
-    later = _data(folder / "dataset", num_workers=num_workers, colour_on_device=True)
     turns: dict[str, Turn] = {name: partial(_decode, one, contents) for name, one in DECODERS.items()}
-    turns["loader"] = partial(_load, data, epochs=count())
-    turns["loader_colour_on_device"] = partial(_load, later, epochs=count())
+    for name, resize in (("loader", False), ("resize", True)):
+        for suffix, on_device in (("", False), ("_colour_on_device", True)):
+            loaded = _data(folder / "dataset", num_workers=num_workers, resize=resize, colour_on_device=on_device)
+            turns[name + suffix] = partial(_load, loaded, epochs=count())
     turns["webdataset"] = partial(_webdataset, folder / "dataset", data["input_size"], num_workers=num_workers)
     turns["packing"] = partial(_pack, source, folder / "again")
     start = time.perf_counter()
@@ -253,9 +256,12 @@ def _decode(decoder: Callable[[bytes], object], contents: Sequence[bytes]) -> fl
     return len(contents) / (time.perf_counter() - start)
 
 
-def _data(root: Path, *, num_workers: int, colour_on_device: bool = False) -> dict[str, Any]:
-    """The config of the data of a YOLOv3's training."""
+def _data(root: Path, *, num_workers: int, resize: bool = False, colour_on_device: bool = False) -> dict[str, Any]:
+    """The config of the data of a YOLOv3's training; with ``resize`` a plain one takes the place of the random one."""
     data: dict[str, Any] = compose("train", ["detector=yolov3", "augment=yolov3"])["data"]
+    if resize:
+        node = {"_target_": "onestage.data.transforms.Resize", "size": data["input_size"]}
+        data["augment"] = {"resize": node} | {k: v for k, v in data["augment"].items() if k != "placement"}
     if colour_on_device:
         data["augment"]["colour"]["on_device"] = True
     return data | {"root": str(root), "num_workers": num_workers, "batch_size": BATCH_SIZE}
