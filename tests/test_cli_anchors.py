@@ -58,6 +58,17 @@ def best(anchors: Any) -> torch.Tensor:
     return box_iou(*(torch.cat((torch.zeros_like(one), one), dim=1) for one in (sizes, anchors))).amax(dim=1)
 
 
+@pytest.mark.parametrize("wrong", [("--out", "recipe"), ("--out", ""), ("--plot", "plot.txt"), ("--plot", "")])
+def test_files_are_named_for_what_they_hold(
+    wrong: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told before anything is read or fitted."""
+    option, name = wrong
+    assert main(["anchors", "nowhere", option, str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"give a file that ends in .{'yaml' if option == '--out' else 'png'}" in line
+
+
 def test_the_report_tells_what_was_there_and_what_is_better(capsys: pytest.CaptureFixture[str], shaped: Path) -> None:
     found = report(capsys, shaped)
     assert (found["split"], found["size"], found["num_images"], found["num_boxes"]) == ("train", [416, 416], 6, 18)

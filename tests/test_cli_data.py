@@ -97,7 +97,8 @@ def test_classes_are_chosen_and_ordered(tmp_path: Path, capsys: pytest.CaptureFi
         (["import", "coco", "nowhere", "--out", "out"], "is no COCO dataset"),
         (["import", "yolo", "set", "--out", "out", "--val", "1.5"], "val 1.5 and test 0 leave no train"),
         (["import", "yolo", "set", "--out", "out", "--val", "0.01"], "are too few for a val"),
-        (["import", "yolo", "set", "--out", "out", "--classes", "cat,,dog"], "has an empty name or one twice"),
+        (["import", "voc", "bare", "--out", "out"], "bare has no box, and so no class"),
+        (["import", "yolo", "set", "--out", "set/classes.txt/out"], "can't write"),
         (["import", "yolo", "set", "--out", "out", "--classes", "owl"], "has no class owl"),
         (["import", "yolo", "set", "--out", "set"], "is no dataset folder"),
         (["export", "set", "--format", "voc", "--out", "out"], "is no dataset folder"),
@@ -112,10 +113,35 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     yolo(tmp_path / "set", num_images=5)
+    (tmp_path / "bare").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "bare" / "a.jpg")
+    (tmp_path / "bare" / "a.xml").write_text("<annotation/>")
     assert main(["data", *arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 1 and said in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_different_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["data", "import", "yolo", "set", "--out", "out", "--classes", "cat,,dog"])
+    assert end.value.code == 2
+    assert "'cat,,dog' is no list of different names" in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, made = str(yolo(tmp_path / "set", num_images=5)), str(tmp_path / "made")
+    assert main(["data", "import", "yolo", source, "--out", made]) == 0
+    below_a_file = str(tmp_path / "set" / "classes.txt" / "new.html")
+    for arguments in (
+        ["import", "yolo", source, "--out", made, "--findings", str(tmp_path)],
+        ["export", made, "--format", "coco", "--out", below_a_file],
+        ["inspect", made, "--out", below_a_file],
+    ):
+        capsys.readouterr()
+        assert main(["data", *arguments]) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert "can't be written to" in line
 
 
 def test_export_says_what_a_format_cannot_keep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

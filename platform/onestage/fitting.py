@@ -63,6 +63,9 @@ def fit_report(
     ``k`` and ``size`` [H, W] are the detector's where one is named, else ``DEFAULT_K`` and ``DEFAULT_SIZE``; without a
     name the overrides are for the first that has k priors, or ``FALLBACK``. ``out`` is a yaml to write, ``plot`` a PNG.
     """
+    for file, suffix in ((out, ".yaml"), (plot, ".png")):
+        if file is not None and (file.suffix != suffix or file.is_dir()):
+            raise InputError(f"{file} is no name for what is to be written there: give a file that ends in {suffix}")
     name, k, alike = _chosen(detector, k)
     node = compose("train", [f"detector={name}"])["detector"]
     height, width = size or (DEFAULT_SIZE if detector is None else node["input_size"])

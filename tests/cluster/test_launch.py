@@ -135,6 +135,16 @@ def test_more_workers_than_cores_have_one_each(digits: Path) -> None:
     assert config["cluster"]["cpus_per_worker"] == 1
 
 
+def test_priors_are_fitted_before_a_run_is_opened(digits: Path) -> None:
+    asked = [f"data.root={digits}", "detector=yolov3", "detector.width=0.125", "detector.input_size=[96,96]"]
+    config = check(compose("train", [*asked, "detector.fit_anchors=true"]))
+    priors = config["detector"]["priors"]
+    assert priors != compose("train", asked)["detector"]["priors"]
+    assert len(priors) == 9 and all(8 <= side <= 96 for prior in priors for side in prior), "a digit's size"
+    again = compose("train", config["overrides"])["detector"]
+    assert (again["priors"], again["fit_anchors"]) == (priors, False), "as a resume composes it"
+
+
 def test_weights_by_a_name_are_left_to_the_worker(digits: Path) -> None:
     name = "torchvision://vgg16_features"
     config = check(compose("train", [f"data.root={digits}", "detector=ssd300", f"detector.weights={name}"]))

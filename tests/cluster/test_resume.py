@@ -1,5 +1,6 @@
 """A training that is killed and resumed ends with the very weights of one that was left alone."""
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -47,53 +48,23 @@ def tensors(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from tensors(value, f"{path}/{place}")
 
 
-def kill_after(process: subprocess.Popen[str], folder: Path, steps: int) -> int:
-    """Ends the process and all that it started the hard way once ``steps`` are saved; returns how many are."""
-    end = time.monotonic() + 180
+def wait_for_steps(process: subprocess.Popen[str], folder: Path, steps: int) -> int:
+    """Waits until ``steps`` are saved; returns how many are."""
+    end = time.monotonic() + 240
     while time.monotonic() < end:
         for checkpoint in folder.glob("*/checkpoints/last.ckpt"):
-            try:
+            with suppress(OSError, RuntimeError, EOFError):  # replaced at this moment
                 reached = int(torch.load(checkpoint, weights_only=True)["global_step"])
-            except (OSError, RuntimeError, EOFError):  # replaced at this moment
-                continue
-            if reached >= steps:
-                driver = psutil.Process(process.pid)
-                for one in (driver, *driver.children(recursive=True)):
-                    with suppress(psutil.NoSuchProcess):
-                        one.kill()
-                process.communicate(timeout=60)
-                return reached
+                if reached >= steps:
+                    return reached
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.kill()
-    raise AssertionError(f"no {steps} steps within three minutes: {process.communicate()[1]}")
+    raise AssertionError(f"no {steps} steps within four minutes: {process.communicate()[1]}")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "cluster",
-    [
-        ["cluster=none", "data.batch_size=3", "data.num_workers=2"],
-        ["cluster=local", "cluster.num_workers=3", "data.batch_size=1", "trainer.deterministic=true"],
-    ],
-    ids=["alone", "three"],
-)
-def test_killed_thrice_it_ends_bitwise_as_if_it_had_not_been(
-    cluster: list[str], onestage: Start, run_json: RunJson, digits: Path, tmp_path: Path
-) -> None:
-    """Weights, averaged weights and optimizer; augmentation, multi-scale and schedule go on where they were."""
-    train = ["train", f"data.root={digits}", *EVERYTHING, *cluster]
-    whole = run_json(*train, "storage=whole")
-    reached = []
-    for number, after in enumerate(KILLED_AFTER):
-        resume = ["resume=last"] if number else []
-        process = onestage(*train, "storage=killed", *resume)
-        reached.append(kill_after(process, tmp_path / "killed", after))
-    assert reached == sorted(set(reached)) and reached[-1] < NUM_STEPS, "killed at three different steps"
-    resumed = run_json(*train, "storage=killed", "resume=last")
-
-    expected, found = (torch.load(one["checkpoint"], weights_only=True) for one in (whole, resumed))
+def assert_same_training(whole: dict[str, Any], killed: dict[str, Any]) -> None:
+    expected, found = (torch.load(one["checkpoint"], weights_only=True) for one in (whole, killed))
     assert expected["global_step"] == found["global_step"] == NUM_STEPS
     pairs = dict(tensors(expected)), dict(tensors(found))
     assert pairs[0].keys() == pairs[1].keys()
@@ -101,4 +72,50 @@ def test_killed_thrice_it_ends_bitwise_as_if_it_had_not_been(
     different = [name for name, value in pairs[0].items() if not torch.equal(value, pairs[1][name])]
     assert different == []
     assert expected["onestage"]["images_seen"] == found["onestage"]["images_seen"]
-    assert whole["metrics"]["train/loss"] == resumed["metrics"]["train/loss"]
+    assert whole["metrics"]["train/loss"] == killed["metrics"]["train/loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_thrice_it_ends_bitwise_as_if_it_had_not_been(
+    onestage: Start, run_json: RunJson, digits: Path, tmp_path: Path
+) -> None:
+    """Weights, averaged weights and optimizer; augmentation, multi-scale and schedule go on where they were."""
+    train = ["train", f"data.root={digits}", *EVERYTHING, "cluster=none", "data.batch_size=3", "data.num_workers=2"]
+    whole = run_json(*train, "storage=whole")
+    reached = []
+    for number, after in enumerate(KILLED_AFTER):
+        process = onestage(*train, "storage=killed", *(["resume=last"] if number else []))
+        reached.append(wait_for_steps(process, tmp_path / "killed", after))
+        process.kill()
+        process.communicate(timeout=60)
+    assert reached == sorted(set(reached)) and reached[-1] < NUM_STEPS, "killed at three different steps"
+    assert_same_training(whole, run_json(*train, "storage=killed", "resume=last"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_ranks_that_lose_one_thrice_end_bitwise_as_if_they_had_not(
+    onestage: Start, run_json: RunJson, digits: Path, tmp_path: Path
+) -> None:
+    """Ray starts the group again from the last checkpoint, each time."""
+    train = ["train", f"data.root={digits}", *EVERYTHING, "cluster=local", "cluster.num_workers=3"]
+    train += ["data.batch_size=1", "trainer.deterministic=true", "cluster.max_failures=3"]
+    whole = run_json(*train, "storage=whole")
+    process = onestage(*train, "storage=killed", "--json")
+    reached = []
+    for after in KILLED_AFTER:
+        reached.append(wait_for_steps(process, tmp_path / "killed", after))
+        workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_train_worker(one)]
+        assert len(workers) == 3
+        workers[after % 3].kill()
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert reached == sorted(set(reached)) and reached[-1] < NUM_STEPS, "lost at three different steps"
+    assert_same_training(whole, json.loads(out.splitlines()[-1]))
+
+
+def is_train_worker(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return any("RayTrainWorker" in word for word in process.cmdline())
+    return False

@@ -1,8 +1,11 @@
 """Box sizes as the network sees them: against the batches of evaluation, and by hand."""
 
 import json
+import os
 import shutil
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +66,25 @@ def test_they_are_those_of_the_batches_that_evaluation_sees(dataset: Path) -> No
     torch.testing.assert_close(found.sizes.float(), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_no_image_is_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    pread = os.pread
+
+    def counted(file: int, num_bytes: int, offset: int) -> bytes:
+        asked.append(num_bytes)
+        return pread(file, num_bytes, offset)
+
+    box_sizes(dataset, "val", size=[32, 32])  # hashes the shards
+    monkeypatch.setattr(os, "pread", counted)
+    box_sizes(dataset, "val", size=[32, 32])
+    with tarfile.open(dataset / "val-000000.tar") as first, tarfile.open(dataset / "val-000001.tar") as second:
+        sizes = {info.name: info.size for info in (*first, *second)}
+    pictures = {size for name, size in sizes.items() if name.endswith(".png")}
+    annotations = [size for name, size in sorted(sizes.items()) if name.endswith(".json")]
+    assert [num_bytes for num_bytes in asked if num_bytes in annotations] == annotations
+    assert not pictures & set(asked)
+
+
 def test_progress_counts_every_image(dataset: Path) -> None:
     told: list[tuple[int, int]] = []
     box_sizes(dataset, "val", size=[32, 32], progress=lambda *one: told.append(one))
@@ -101,8 +123,8 @@ def test_an_annotation_that_says_nothing_usable_is_left_out(
 
     read = ShardReader.read
 
-    def broken(self: ShardReader, key: str) -> dict[str, object]:
-        raw = read(self, key)
+    def broken(self: ShardReader, key: str, **asked: Any) -> dict[str, object]:
+        raw = read(self, key, **asked)
         return {**raw, "json": json.dumps({**json.loads(raw["json"]), **change}).encode()}
 
     monkeypatch.setattr(ShardReader, "read", broken)

@@ -179,6 +179,9 @@ def test_does_not_wait_for_one_that_stands_still(tmp_path: Path, fetching: Any) 
 
 def test_room_that_others_fill_is_theirs_until_they_are_done_or_dead(tmp_path: Path, fetching: Any) -> None:
     process = fetching(1, for_s=30.0)
+    # Once a byte is there it holds no lock but the shard's.
+    _wait_until(lambda: any(path.stat().st_size for path in (tmp_path / "shards").iterdir()))
+    os.kill(process.pid, signal.SIGSTOP)
     small = cache_of(tmp_path, max_bytes=150, patience_s=0.3)
     assert not fetch(small, content_of(2), wait=False)
     with pytest.raises(Held, match="is full of shards that others are fetching"):
@@ -193,6 +196,16 @@ def test_room_is_waited_for(tmp_path: Path, fetching: Any) -> None:
     fetching(1, for_s=0.3)
     small = cache_of(tmp_path, max_bytes=150)
     assert fetch(small, content_of(2))
+    assert held(small, 1, 2) == [2]
+
+
+def test_room_is_waited_for_as_long_as_those_who_have_it_get_on(tmp_path: Path, fetching: Any) -> None:
+    """On a slow line the others' turns may take far longer than any patience with one that stands still."""
+    fetching(1, for_s=1.0)
+    small = cache_of(tmp_path, max_bytes=150, patience_s=0.4)
+    started = time.monotonic()
+    assert fetch(small, content_of(2))
+    assert time.monotonic() - started > 0.5
     assert held(small, 1, 2) == [2]
 
 

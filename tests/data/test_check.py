@@ -364,6 +364,15 @@ def test_faults_of_packed_samples(packed: Path) -> None:
     assert sorted(where.split(", ")[1][:6] for where in said) == sorted(refused)
 
 
+def test_a_crowd_where_an_object_is_is_no_double(tmp_path: Path) -> None:
+    """An import keeps both, so that a check of what it packed must not tell of it."""
+    picture(tmp_path / "a.jpg", seed=1)
+    boxes = [(0, 0, 70, 70)] * 2
+    record = Record(tmp_path / "a.jpg", 100, 80, boxes, [0, 0], [False] * 2, [True, False], "a.jpg")
+    pack(Source("crowd", ("cat",), {"train": [record]}, []), tmp_path / "packed")
+    assert look(tmp_path / "packed")[1] == []
+
+
 def test_a_turned_image_in_a_packed_set(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg", seed=1, orientation=6)
     record = Record(tmp_path / "a.jpg", 80, 100, [(0, 0, 70, 90)], [0], [False], [False], "a.jpg", orientation=6)
@@ -450,6 +459,8 @@ def touch(folder: Path, *names: str) -> Path:
         (["train/_annotations.coco.json", "data.csv"], "coco"),
         (["labels.json", "images/a.jpg"], "coco"),
         (["data.yaml", "notes.json"], "yolo"),
+        (["images/a.jpg", "labels/a.txt", "classes.txt", "notes.json"], "yolo"),
+        (["annotations/a.xml", "images/a.png"], "voc"),
         (["images/a.jpg", "labels/a.txt", "classes.txt"], "yolo"),
         (["dataset.json", "Annotations/a.xml"], "packed"),
     ],

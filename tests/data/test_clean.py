@@ -1,6 +1,7 @@
 """What an import mends and leaves out, and that boxes follow their picture through EXIF's eight orientations."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 
 from onestage.data.clean import REMEDY, clean, turned
 from onestage.data.formats import findings as kinds
-from onestage.data.formats.record import Annotated, Annotation, Box, Labelled, Record, Source
+from onestage.data.formats.record import Annotated, Annotation, Box, Finding, Labelled, Record, Source
 from onestage.data.images import Header
 from onestage.errors import InputError
 
@@ -227,6 +228,27 @@ def test_a_split_without_images_goes_and_a_set_without_is_refused(tmp_path: Path
         InputError, match=r"set has no image that can be used \(1 x image that can't be read, such as gone"
     ):
         clean(Labelled("set", ("cat",), {"train": [bad]}))
+
+
+def test_an_image_in_two_splits(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
+    one = Annotated(tmp_path / "a.jpg", "images/a.jpg", "a.xml", [])
+    source = clean(Labelled("set", ("cat",), {"train": [one], "val": [one]}))
+    assert source.findings == [Finding(kinds.IN_TWO_SPLITS, "images/a.jpg", "train and val")]
+    assert {split: len(records) for split, records in source.splits.items()} == {"train": 1, "val": 1}
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for."""
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    members = [Annotated(tmp_path / name, name, name, []) for name in ("a.jpg", "pipe.jpg", "folder.jpg")]
+    source = clean(Labelled("set", ("cat",), {"train": members}))
+    assert [(one.kind, one.where) for one in source.findings] == [
+        (kinds.UNREADABLE_IMAGE, "pipe.jpg"),
+        (kinds.UNREADABLE_IMAGE, "folder.jpg"),
+    ]
 
 
 def test_order_and_progress(tmp_path: Path) -> None:

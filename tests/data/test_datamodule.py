@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
@@ -222,6 +223,13 @@ def test_examples_are_as_stored(data_of: DataOf, dataset: Path) -> None:
         ((30, 40, 3), 152, 152),
         ((30, 40, 3), 160, 160),
     ]
+
+
+def test_examples_do_without_what_is_broken(data_of: DataOf, dataset: Path, tmp_path: Path) -> None:
+    """Shards of four and one: what the validation may skip must not end the training before it."""
+    root = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    (root / "val-000000.tar").unlink()
+    assert [image_id for image_id, _ in data_of(root).examples("val", 5)] == [23]
 
 
 def test_workers_are_automatic() -> None:

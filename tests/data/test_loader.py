@@ -1,7 +1,10 @@
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -145,6 +148,20 @@ def test_another_world_goes_on_at_the_very_next_image(
     assert steps == {-(-19 // global_batch) - 8 // global_batch}
 
 
+def test_a_step_begun_in_its_middle_does_not_start_before_it(data_of: DataOf, dataset: Path) -> None:
+    """Images 0 to 7 are trained; in steps of 3 the third takes only image 8, and is cut short before it is trained."""
+    loader = data_of(dataset, batch_size=3).train_dataloader()
+    loader.load_state_dict({"epoch": 0, "images": 8})
+    loader.in_flight = lambda: 1
+    batches = iter(loader)
+    assert len(next(batches)) == 1
+    assert loader.state_dict() == {"epoch": 0, "images": 8}
+    assert len(next(batches)) == 3
+    assert loader.state_dict() == {"epoch": 0, "images": 9}
+    loader.in_flight = lambda: 0
+    assert loader.state_dict() == {"epoch": 0, "images": 12}
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_missing_shard_is_skipped_and_its_images_named(
     data_of: DataOf, dataset: Path, tmp_path: Path, num_workers: int
@@ -161,3 +178,25 @@ def test_a_missing_shard_is_skipped_and_its_images_named(
         assert list(batch.keys) == [before.keys[place] for place in left]
         assert torch.equal(batch.images, before.images[left])
         assert batch.global_images == before.global_images
+
+
+@pytest.fixture
+def address(dataset: Path) -> Iterator[str]:
+    """The dataset behind a real server on this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(dataset))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_from_an_address_come_the_same_batches(
+    data_of: DataOf, dataset: Path, address: str, num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONESTAGE_CACHE", str(tmp_path))
+    near = list(data_of(dataset).train_dataloader())
+    far = list(data_of(address, num_workers=num_workers).train_dataloader())
+    assert [list(batch.keys) for batch in far] == [list(batch.keys) for batch in near]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(near, far, strict=True))
+    assert [len(batch.skipped) for batch in far] == [0] * 5

@@ -112,6 +112,11 @@ def test_names_from_the_data_stay_text(tmp_path: Path) -> None:
     assert "".join(page.texts).count("alert(1)") >= 6
 
 
+def test_a_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    write(tmp_path, Contents("pets", (), {"train": [entry(where="\udcff.jpg")]}, [], packed=False))
+    assert "?.jpg" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_the_page_fetches_nothing(tmp_path: Path) -> None:
     page = write(tmp_path, Contents("pets", ("cat",), {"train": [entry(labels=[0])]}, [], packed=False))
     links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("href", "src")]

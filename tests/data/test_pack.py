@@ -98,6 +98,19 @@ def test_folder_of_another_kind_is_never_replaced(source: Source, tmp_path: Path
     assert source.splits["train"][0].path.exists()
 
 
+def test_the_root_of_the_disk_is_no_place(source: Source) -> None:
+    with pytest.raises(InputError, match=r"^/ is no place for a dataset folder: choose a folder below it$"):
+        pack(source, "/")
+
+
+def test_a_roundabout_path_is_the_folder_that_it_leads_to(source: Source, tmp_path: Path) -> None:
+    manifest = pack(source, tmp_path / "dataset" / "x" / "..")
+    assert Manifest.load(tmp_path / "dataset") == manifest
+    other = replace(source, classes=("cat", "dog", "owl"))
+    assert pack(other, tmp_path / "dataset" / "x" / "..", overwrite=True) == Manifest.load(tmp_path / "dataset")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "images"]
+
+
 def test_empty_folder_is_filled(source: Source, tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     pack(source, tmp_path / "dataset")

@@ -75,6 +75,10 @@ def test_corrupt_image_is_skipped_with_the_reason_in_one_line(
         ({"labels": [0]}, "has 0 boxes but 1 labels"),
         ({"boxes": [[0, 0, 9]]}, "has no annotation that can be read"),
         ({"boxes": "many"}, "has no annotation that can be read"),
+        ({"boxes": [[0, 0, float("nan"), 9]], "labels": [0], "crowd": [0], "difficult": [0]}, "has no annotation that"),
+        ({"orientation": 9}, "has no annotation that can be read"),
+        ({"orientation": None}, "has no annotation that can be read"),
+        ({"image_id": float("inf")}, "has no annotation that can be read"),
     ],
 )
 def test_annotation_that_does_not_fit_is_skipped_with_the_reason(

@@ -44,6 +44,13 @@ def test_reads_what_tar_reads_in_any_order(dataset: Path) -> None:
         assert sample == {"__key__": key, "__url__": shard, **expected}
 
 
+def test_reads_no_more_than_the_members_asked_for(dataset: Path) -> None:
+    reader = reader_of(dataset)
+    whole = reader.read("000005")
+    assert reader.read("000005", members=("json",)) == {part: whole[part] for part in ("__key__", "__url__", "json")}
+    assert reader.read("000005", members=("jpg",)).keys() == {"__key__", "__url__"}
+
+
 def test_key_of_another_split(dataset: Path) -> None:
     with pytest.raises(KeyError, match="no sample 000019"):
         reader_of(dataset).read("000019")
@@ -84,13 +91,15 @@ def test_truncated_shard_is_named(copy: Path, num_bytes: int) -> None:
         reader_of(copy).read("000004")
 
 
-def test_shard_truncated_while_it_is_read(copy: Path) -> None:
+def test_shard_truncated_while_it_is_read(copy: Path, dataset: Path) -> None:
     reader = reader_of(copy)
     reader.read("000004")
     with (copy / "train-000001.tar").open("r+b") as file:
         file.truncate(600)
     with pytest.raises(InputError, match=r"train-000001.tar is cut short"):
         reader.read("000005")
+    shutil.copy(dataset / "train-000001.tar", copy)
+    assert reader.read("000005")["__key__"] == "000005"
 
 
 def test_shard_overwritten_with_something_else(copy: Path) -> None:
@@ -142,8 +151,13 @@ def tar_of(**changed: Any) -> bytes:
         tar_of(size=2**62),
         # Each long name announces another one.
         tar_of(type=tarfile.GNUTYPE_LONGNAME, name="././@LongLink", size=512)[:512] * 3000,
+        tar_of(type=tarfile.GNUTYPE_LONGNAME, name="././@LongLink", size=2**62),
+        tar_of(type=tarfile.XHDTYPE, size=2**62),
     ],
-    ids=["noise", "empty", "header cut short", "size below 0", "size beyond all", "names without end"],
+    ids=[
+        *("noise", "empty", "header cut short", "size below 0", "size beyond all", "names without end"),
+        *("name beyond all memory", "fields beyond all memory"),
+    ],
 )
 def test_a_shard_that_was_never_a_sound_tar(tmp_path: Path, content: bytes) -> None:
     reader = alone(tmp_path, content)
@@ -175,6 +189,11 @@ def test_a_mount_that_let_go_of_a_file(copy: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(Unreadable, match=r"train-000001.tar can't be read \(Stale file handle\)"):
             reader.read("000004")
     assert reader.read("000004") == first
+    answers = iter([stale])
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: next(answers, pread)(*args))
+    assert reader.read("000004") == first  # opened anew: no sample is lost
+    assert next(answers, None) is None
 
 
 def test_a_folder_needs_no_cache_that_can_be_written(

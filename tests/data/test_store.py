@@ -1,5 +1,6 @@
 """The stores against real servers on loopback, which fail as told."""
 
+import errno
 import gc
 import http.server
 import json
@@ -349,16 +350,13 @@ def test_file_addresses_are_folders(dataset: Path, tmp_path: Path) -> None:
     assert ShardReader(address, "train", manifest=manifest).read("000003")["__key__"] == "000003"
 
 
-def test_a_store_without_async_is_read_and_ended_too(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fsspec
+def test_a_store_without_async_is_read_and_ended_too(
+    memory: tuple[ShardReader, ShardReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
-    memory = fsspec.filesystem("memory")
-    memory.put(str(dataset) + "/", "/greys/", recursive=True)
-    manifest = Manifest.load("memory://greys")
-    there = open_store("memory://greys", settings=settings_of(retries=1))
-    reader = ShardReader("memory://greys", "train", manifest=manifest, store=there)
-    assert reader.read("000000") == ShardReader(dataset, "train", manifest=manifest).read("000000")
+    reader, local = memory
+    assert reader.read("000000") == local.read("000000")
     released = threading.Event()
     monkeypatch.setattr(MemoryFileSystem, "get_file", lambda *args, **kwargs: released.wait(60))
     started = time.monotonic()
@@ -366,6 +364,115 @@ def test_a_store_without_async_is_read_and_ended_too(dataset: Path, monkeypatch:
         reader.read("000004")
     assert time.monotonic() - started < PROMPT_S
     released.set()
+
+
+@pytest.fixture
+def memory(dataset: Path) -> tuple[ShardReader, ShardReader]:
+    """Readers of a store whose client blocks, and of the folder itself."""
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(dataset) + "/", "/greys/", recursive=True)
+    manifest = Manifest.load("memory://greys")
+    there = open_store("memory://greys", settings=settings_of(retries=1))
+    return (
+        ShardReader("memory://greys", "train", manifest=manifest, store=there),
+        ShardReader(dataset, "train", manifest=manifest),
+    )
+
+
+def test_a_client_that_does_not_tell_how_far_it_is_gets_its_time(
+    memory: tuple[ShardReader, ShardReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those for FTP and SFTP: only the file that grows says that the copy, longer than the timeout, gets on."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def slowly(fs: Any, remote: str, path: str, **_: Any) -> None:
+        content = fs.cat_file(remote)
+        with Path(path).open("wb", buffering=0) as file:
+            for start in range(0, len(content), 512):
+                file.write(content[start : start + 512])
+                time.sleep(3 * TIMEOUT_S * 512 / len(content))
+
+    monkeypatch.setattr(store, "SLOW_BYTES_PER_S", 1024)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", slowly)
+    reader, local = memory
+    started = time.monotonic()
+    assert reader.read("000000") == local.read("000000")
+    assert time.monotonic() - started > 2 * TIMEOUT_S
+
+
+def test_each_copy_of_a_client_that_blocks_has_a_client_of_its_own(
+    memory: tuple[ShardReader, ShardReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One may hang for good, and ftplib's would mix the answers for two threads."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    clients: list[Any] = []
+    get_file = MemoryFileSystem.get_file
+
+    def counted(fs: Any, *args: Any, **kwargs: Any) -> None:
+        clients.append(fs)
+        get_file(fs, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", counted)
+    reader, _ = memory
+    for key in ("000000", "000004", "000008"):
+        reader.read(key)
+    assert len({id(fs) for fs in clients}) == 3
+
+
+def test_a_client_that_hangs_while_it_is_made_is_given_up(
+    memory: tuple[ShardReader, ShardReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for FTP and SFTP connect in their constructors."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    released = threading.Event()
+    monkeypatch.setattr(MemoryFileSystem, "__init__", lambda *args, **kwargs: released.wait(60) and None)
+    with pytest.raises(Unreadable, match=r"after 2 attempts \(no answer within 0.3 s\)"):
+        memory[0].read("000000")
+    released.set()
+
+
+def test_a_disk_that_fails_after_the_copy_is_not_tried_for_each_sample(
+    served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reader = reader_of(served)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for key in ("000000", "000001", "000002"):
+            with pytest.raises(
+                Unreadable, match=rf"{FIRST} can't be cached \(No space left on device\): mend the disk"
+            ):
+                reader.read(key)
+    assert served.gets[FIRST] == 1
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_cache_that_cannot_be_had_is_the_readers_to_tell(served: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reader = reader_of(served, cache=str(tmp_path / "file" / "cache"))
+    reader.expect(KEYS)
+    ahead = [one for one in threading.enumerate() if one.name == "onestage-prefetch"]
+    for thread in ahead:
+        thread.join(0.5)
+    with pytest.raises(InputError, match=r"can't be made or written: set data.cache") as raised:
+        reader.read("000000")
+    assert not isinstance(raised.value, Unreadable)  # no image of this set can be read: a clear stop
+
+
+def test_an_address_of_ipv6_is_no_chain() -> None:
+    assert _address_of("http://[::1]:8000/data") == "http://[::1]:8000/data/dataset.json"
+
+
+def _address_of(root: str) -> str:
+    there: Any = open_store(root)
+    fs, at = there._connection()._open()
+    assert type(fs).__name__ == "HTTPFileSystem"
+    return store._join("http", at, "dataset.json")
 
 
 def test_a_dataset_without_checksums_is_refused_from_elsewhere(served: Server, dataset: Path) -> None:
@@ -385,6 +492,15 @@ def _forget(there: Any) -> None:
     gc.collect()
 
 
+@pytest.fixture
+def _little_to_collect() -> Iterator[None]:
+    """What other tests have left in memory would have to be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_little_to_collect")
 def test_a_fork_that_drops_a_store_closes_nothing(served: Server) -> None:
     reader = reader_of(served, timeout_s=5)
     reader.read("000000")
@@ -552,6 +668,14 @@ def test_the_thread_ahead_ends_with_its_reader(served: Server) -> None:
     del reader
     ahead.join(PROMPT_S)
     assert not ahead.is_alive()
+
+
+def test_what_was_fetched_ahead_of_another_epoch_is_let_go(served: Server) -> None:
+    reader = reader_of(served, cache_gib=1e-6)
+    reader.expect(["000000"])
+    first = weakref.ref(reader._prefetch)
+    reader.expect(["000004"])
+    _wait_until(lambda: first() is None)
 
 
 @pytest.fixture

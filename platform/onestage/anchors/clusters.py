@@ -107,9 +107,8 @@ def _seeded(sizes: Tensor, k: int, generator: torch.Generator) -> Tensor:
     while len(chosen) < k:
         fits = torch.maximum(fits, shape_iou(sizes, sizes[chosen[-1:]])[:, 0])
         far = 1 - fits
-        weights = (
-            far if far.any() else torch.ones_like(far)
-        )  # fewer different sizes than k, as far as this sample shows
+        # Nothing is far where there are fewer different sizes than k, as far as this sample shows.
+        weights = far if far.any() else torch.ones_like(far)
         chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
     return sizes[chosen]
 

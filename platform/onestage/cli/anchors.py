@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onestage.cli.terminal import size
+from onestage.cli.terminal import count, size, writing
 from onestage.errors import DONE
 
 
@@ -13,7 +13,7 @@ def add(verbs: Any) -> None:
     """The verb's parser, for the command line."""
     anchors = verbs.add_parser("anchors", help="priors that fit a dataset, by k-means on 1 - IoU")
     anchors.add_argument("root", metavar="DIR", help="dataset folder")
-    anchors.add_argument("-k", type=_count, help="how many (default: the detector's, or 9)")
+    anchors.add_argument("-k", type=count, help="how many (default: the detector's, or 9)")
     anchors.add_argument(
         "--size", type=size, metavar="SIDE|HxW", help="of the input, in pixels (default: the detector's, or 416)"
     )
@@ -29,29 +29,24 @@ def add(verbs: Any) -> None:
     anchors.set_defaults(run=_anchors)
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
 def _anchors(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     with Console(stderr=True).status("starting"):
         from onestage.fitting import fit_report
 
-    report = fit_report(
-        options.root,
-        k=options.k,
-        size=options.size,
-        detector=options.detector,
-        split=options.split,
-        fit=options.fit,
-        seed=options.seed,
-        out=options.out,
-        plot=options.plot,
-    )
+    with writing(options.out or options.plot):
+        report = fit_report(
+            options.root,
+            k=options.k,
+            size=options.size,
+            detector=options.detector,
+            split=options.split,
+            fit=options.fit,
+            seed=options.seed,
+            out=options.out,
+            plot=options.plot,
+        )
     if options.json:
         print(json.dumps(report))
     else:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from onestage.cli.terminal import writing
 from onestage.errors import DONE, FAILED
 
 
@@ -61,8 +62,9 @@ def _bench_data(options: argparse.Namespace) -> int:
 
 def _hand_out(report: dict[str, Any], text: str, options: argparse.Namespace) -> None:
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
+        with writing(options.out):
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(text, encoding="utf-8")
         print(f"written: {options.out}", file=sys.stderr)
     if options.json:
         print(json.dumps(report))

@@ -2,26 +2,23 @@
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from onestage.cli.terminal import plain, size, steps
+from onestage.cli.terminal import FORMATS, count, names, plain, size, steps, writing
 from onestage.errors import DONE, FAILED
 
 if TYPE_CHECKING:
     from onestage.data.check import Group
     from onestage.data.statistics import Statistics
 
-FORMATS: Final = ("voc", "coco", "yolo")
-
 
 def add(verbs: Any) -> None:
     """The parsers of check and inspect, among the verbs of ``onestage data``."""
     check = verbs.add_parser("check", help="what is wrong with a dataset, and what is done about it")
     _add_common(check)
-    check.add_argument("--examples", type=_number, default=3, metavar="N", help="of each finding (default: 3)")
+    check.add_argument("--examples", type=count, default=3, metavar="N", help="of each finding (default: 3)")
     check.add_argument("--strict", action="store_true", help="exit with 1 if anything is found")
     check.set_defaults(run=_check)
 
@@ -31,7 +28,7 @@ def add(verbs: Any) -> None:
     inspect.add_argument(
         "--images",
         dest="num_images",
-        type=_number,
+        type=count,
         default=24,
         metavar="N",
         help="pictures of each split (default: 24)",
@@ -43,7 +40,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="DIR|SOURCE", help="dataset folder, or labelled images as import takes them")
     parser.add_argument("--format", choices=FORMATS, help="how SOURCE is labelled (default: found out)")
     parser.add_argument(
-        "--classes", type=_names, metavar="A,B,…", help="as for import: of SOURCE, which and in what order"
+        "--classes", type=names, metavar="A,B,…", help="as for import: of SOURCE, which and in what order"
     )
     parser.add_argument(
         "--input-size", type=size, default=[416, 416], metavar="SIDE|HxW", help="of the network (default: 416)"
@@ -54,21 +51,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def _number(text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
-
-
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of different names, as cat,dog")
-    return names
-
-
 def _strides(text: str) -> list[int]:
-    return sorted(_number(one.strip()) for one in text.split(","))
+    return sorted(count(one.strip()) for one in text.split(","))
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -105,7 +89,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from onestage.data.statistics import as_dict
 
     overview.check_name(options.out)
-    with steps() as step:
+    with writing(options.out), steps() as step:
         contents = open_set(options.place, format=options.format, classes=options.classes, progress=step("reading"))
         statistics = overview.write(
             contents,

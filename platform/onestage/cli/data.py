@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from onestage.cli import check
-from onestage.cli.terminal import plain, steps
+from onestage.cli.terminal import FORMATS, names, plain, steps, writing
 from onestage.errors import DONE, InputError
 
 if TYPE_CHECKING:
     from onestage.data.formats.record import Finding
 
-FORMATS: Final = ("voc", "coco", "yolo")
 NUM_EXAMPLES: Final = 3
 """Findings of each kind that are told; --findings writes them all."""
 MAX_FINDINGS_IN_JSON: Final = 10_000
@@ -34,7 +33,9 @@ def add(verbs: Any) -> None:
         help="folder with images and labels (coco, yolo: or its json or yaml)",
     )
     bring.add_argument("--out", type=Path, required=True, help="dataset folder to write")
-    bring.add_argument("--classes", help="A,B,C: these only, in this order (default: all of the set)")
+    bring.add_argument(
+        "--classes", type=names, metavar="A,B,…", help="these only, in this order (default: all of the set)"
+    )
     bring.add_argument("--val", type=float, default=0.0, help="share for validation, of a set without splits")
     bring.add_argument("--test", type=float, default=0.0, help="share for the test, of a set without splits")
     bring.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
@@ -54,16 +55,16 @@ def add(verbs: Any) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     from onestage.data.clean import clean
-    from onestage.data.formats import coco, voc, yolo
+    from onestage.data.contents import READERS
     from onestage.data.pack import pack
     from onestage.data.splitting import split
 
-    read = {"voc": voc.read, "coco": coco.read, "yolo": yolo.read}[options.format]
-    classes = _classes(options.classes)
     with steps() as step:
         step("reading annotations")
-        labelled = read(options.source, classes=classes, name=options.name)
+        labelled = READERS[options.format](options.source, classes=options.classes, name=options.name)
         source = clean(labelled, progress=step("looking at images"))
+        if not source.classes:
+            raise InputError(f"{options.source} has no box, and so no class: annotate it, or say --classes")
         if options.val or options.test:
             shared_out = step("sharing out images")
             source = split(source, val=options.val, test=options.test, seed=options.seed, progress=shared_out)
@@ -71,8 +72,9 @@ def _import(options: argparse.Namespace) -> int:
     _tell(source.findings)
     if options.findings is not None:
         lines = (f"{plain(f.kind)}\t{plain(f.where)}\t{plain(f.what)}\n" for f in source.findings)
-        options.findings.parent.mkdir(parents=True, exist_ok=True)
-        options.findings.write_text("".join(lines), encoding="utf-8")
+        with writing(options.findings):
+            options.findings.parent.mkdir(parents=True, exist_ok=True)
+            options.findings.write_text("".join(lines), encoding="utf-8")
     boxes = {name: sum(len(record.labels) for record in records) for name, records in source.splits.items()}
     splits = {name: {"images": manifest.split(name).num_samples, "boxes": boxes[name]} for name in boxes}
     if options.json:
@@ -101,7 +103,7 @@ def _import(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from onestage.data.unpack import export
 
-    with steps() as step:
+    with writing(options.out), steps() as step:
         exported = export(options.root, options.format, options.out, progress=step("writing"))
     for sentence in exported.lost:
         print(f"{options.format} does not keep all: {sentence}", file=sys.stderr)
@@ -112,16 +114,6 @@ def _export(options: argparse.Namespace) -> int:
     print(f"{options.out}: {options.format}")
     _print_splits(splits)
     return DONE
-
-
-def _classes(listed: str | None) -> list[str] | None:
-    """The names of ``--classes``."""
-    if listed is None:
-        return None
-    classes = [name.strip() for name in listed.split(",")]
-    if not all(classes) or len(set(classes)) < len(classes):
-        raise InputError(f"--classes {listed!r} has an empty name or one twice: write A,B,C")
-    return classes
 
 
 def _print_splits(splits: dict[str, dict[str, int]]) -> None:

@@ -1,9 +1,16 @@
-"""What the verbs show at a terminal: progress, and text that a stranger wrote."""
+"""What verbs share at a terminal: options, progress, and text that a stranger wrote."""
 
 import argparse
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from onestage.errors import InputError
+
+FORMATS: Final = ("voc", "coco", "yolo")
+"""How labelled images come in and go out."""
 
 
 def plain(text: str) -> str:
@@ -13,6 +20,13 @@ def plain(text: str) -> str:
     'a?[2Jb?c'
     """
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def count(text: str) -> int:
+    """An option's whole number from 1 on."""
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def size(text: str) -> list[int]:
@@ -25,6 +39,28 @@ def size(text: str) -> list[int]:
     if sides is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a side, as 416, nor height and width, as 320x640")
     return [int(sides[1]), int(sides[2] or sides[1])]
+
+
+def names(text: str) -> list[str]:
+    """An option's list of classes.
+
+    >>> names("cat, dog")
+    ['cat', 'dog']
+    """
+    listed = [name.strip() for name in text.split(",")]
+    if not all(listed) or len(set(listed)) < len(listed):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of different names, as cat,dog")
+    return listed
+
+
+@contextmanager
+def writing(out: Path | None) -> Iterator[None]:
+    """A place that can't be written to is no fault of the program: one line says which and why."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or out} can't be written to ({error.strerror or error})"
+        raise InputError(f"{what}: choose another place, or make room there") from error
 
 
 @contextmanager

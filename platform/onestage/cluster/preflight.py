@@ -25,7 +25,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     if not is_address(data["root"]):
         data["root"] = os.path.abspath(data["root"])
     if data["cache"] is not None:
-        data["cache"] = os.path.abspath(data["cache"])
+        data["cache"] = os.path.abspath(os.path.expanduser(data["cache"]))
     config["storage"] = os.path.abspath(config["storage"])
     if data["fit"] not in FITS:
         raise InputError(f"data.fit must be one of {', '.join(FITS)}, got {data['fit']!r}")

@@ -39,7 +39,7 @@ def box_sizes(
     """The boxes of a dataset folder's split, as evaluation puts its images on an input of ``size`` [H, W].
 
     Difficult boxes count, as training learns them; crowds, which are no one object's shape, and boxes without area do
-    not. No image is decoded. ``progress`` is told (images done, images in all) after each.
+    not. No image is read. ``progress`` is told (images done, images in all) after each.
     """
     manifest = Manifest.load(root)
     reader, keys = ShardReader(root, split, manifest=manifest), manifest.split(split).keys()
@@ -48,7 +48,7 @@ def box_sizes(
     skipped: list[Skipped] = []
     for done, key in enumerate(keys, start=1):
         try:
-            found.append(_sizes(reader.read(key), size=size, fit=fit))
+            found.append(_sizes(reader.read(key, members=("json",)), size=size, fit=fit))
         except Unreadable as error:
             skipped.append(Skipped(key, str(error)))
         if progress is not None:

@@ -214,16 +214,14 @@ class Cache:
     def alone(self, sha256: str, *, wait: bool = True) -> Iterator[None]:
         """Within it no other process fetches this shard. ``Held`` where one does, and does not get on."""
         lock = FileLock(self._locks / sha256[:_LOCK_DIGITS], timeout=0)
-        give_up, seen = time.monotonic() + self.patience_s, self._traces(sha256)
-        while True:
+        for _ in self._while_others_get_on(sha256[:_LOCK_DIGITS]):
             with suppress(Timeout):
                 lock.acquire(blocking=False)
                 break
-            if not wait or time.monotonic() > give_up:
-                raise Held(f"another process has been fetching it, without progress for {self.patience_s:.0f} s")
-            time.sleep(POLL_S)
-            if (traces := self._traces(sha256)) != seen:
-                give_up, seen = time.monotonic() + self.patience_s, traces
+            if not wait:
+                raise Held("another process is fetching it")
+        else:
+            raise Held(f"another process has been fetching it, without progress for {self.patience_s:.0f} s")
         try:
             yield
         finally:
@@ -279,15 +277,23 @@ class Cache:
                 return note.read_text(encoding="utf-8", errors="replace")
         return None
 
-    def _traces(self, sha256: str) -> list[tuple[str, int, int]]:
-        """What a process that fetches under this shard's lock leaves on the disk: it changes while that gets on."""
-        traces = []
+    def _while_others_get_on(self, prefix: str = "") -> Iterator[None]:
+        """Every now and then, until those who fetch shards of this ``prefix`` have shown no progress for too long."""
+        give_up, seen = time.monotonic() + self.patience_s, self._under_way(prefix)
+        while time.monotonic() <= give_up:
+            yield
+            time.sleep(POLL_S)
+            if (now := self._under_way(prefix)) != seen:
+                give_up, seen = time.monotonic() + self.patience_s, now
+
+    def _under_way(self, prefix: str) -> set[tuple[str, int]]:
+        """What is being fetched, and how much of each is here."""
+        found = set()
         for entry in self._entries():
-            if entry.name.startswith(sha256[:_LOCK_DIGITS]):
+            if entry.name.startswith(prefix) and _PARTIAL.fullmatch(entry.name):
                 with suppress(FileNotFoundError):
-                    status = entry.stat()
-                    traces.append((entry.name, status.st_size, status.st_mtime_ns))
-        return sorted(traces)
+                    found.add((entry.name, entry.stat().st_size))
+        return found
 
     def _entries(self) -> list[os.DirEntry[str]]:
         with os.scandir(self._shards) as entries:
@@ -296,8 +302,7 @@ class Cache:
     def _reserve(self, sha256: str, num_bytes: int, *, wait: bool) -> Path | None:
         """An empty file whose name holds ``num_bytes`` of the room, once there is enough of it."""
         partial = self._shards / f"{sha256}.{num_bytes}.{uuid4().hex}.partial"
-        give_up = time.monotonic() + self.patience_s
-        while True:
+        for _ in self._while_others_get_on():
             with self._room():
                 fits, others_fetch = self._make_room(num_bytes, sha256)
                 # Nothing left to evict: others' shards become that once they are whole. Alone, one has to fit.
@@ -306,9 +311,7 @@ class Cache:
                     return partial
             if not wait:
                 return None
-            if time.monotonic() > give_up:
-                raise Held(f"the cache of {self.max_bytes / 2**30:.3g} GiB is full of shards that others are fetching")
-            time.sleep(POLL_S)
+        raise Held(f"the cache of {self.max_bytes / 2**30:.3g} GiB is full of shards that others are fetching")
 
     @contextmanager
     def _room(self) -> Iterator[None]:

@@ -3,10 +3,11 @@
 import os
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 from PIL import Image
@@ -54,6 +55,7 @@ def clean(labelled: Labelled, *, progress: Callable[[int, int], None] | None = N
         if progress is not None:
             progress(done, num_images)
     mender.name_unknown_classes()
+    mender.findings += _shared(labelled.splits)
     for split in [split for split, records in splits.items() if not records]:
         mender.findings.append(Finding(kinds.MISSING_SPLIT, labelled.name, f"{split}: no image is left in it"))
         del splits[split]
@@ -67,6 +69,15 @@ def _classes_of(labelled: Labelled) -> tuple[str, ...]:
         annotation.name for members in labelled.splits.values() for image in members for annotation in image.annotations
     }
     return tuple(sorted(found))
+
+
+def _shared(splits: dict[str, list[Annotated]]) -> Iterator[Finding]:
+    """Images that are in two splits."""
+    first: dict[Path, str] = {}
+    for split, members in splits.items():
+        for image in members:
+            if first.setdefault(image.path, split) != split:
+                yield Finding(kinds.IN_TWO_SPLITS, image.source, f"{first[image.path]} and {split}")
 
 
 def _counted(findings: list[Finding]) -> str:
@@ -107,6 +118,8 @@ def _look(path: Path) -> Header | tuple[str, str]:
 
 def _is_whole(path: Path) -> bool:
     """Whether an image ends as its format does; ``ValueError`` where it is none."""
+    if not S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+        raise ValueError("it is no file")
     with path.open("rb") as file:
         end = END.get(file.read(2))
         if end is None:
@@ -139,7 +152,7 @@ class _Mender:
         """The record of one image, with the boxes that can be learnt from."""
         is_turned = self._note_header(image, header)
         kept: list[tuple[Box, Annotation]] = []
-        drawn = _Drawn()
+        drawn = Drawn()
         for annotation in image.annotations:
             if annotation.name not in self.labels:
                 self.unknown[annotation.name].append(image.where)
@@ -147,7 +160,7 @@ class _Mender:
             box = self._mend(annotation, image, header, is_turned=is_turned)
             if box is None:
                 continue
-            if drawn.has(annotation, box):
+            if drawn.has((annotation.name, annotation.crowd), box):
                 self.findings.append(Finding(kinds.TWICE, image.where, _say(annotation, box, header)))
                 continue
             kept.append((box, annotation))
@@ -229,22 +242,23 @@ def _say(annotation: Annotation, box: Box, header: Header) -> str:
     return f"{annotation.name} from {left:g}, {top:g} to {right:g}, {bottom:g} in an image of {width}x{height}"
 
 
-class _Drawn:
-    """The boxes of one image so far, by class and place, so that an image with thousands takes no time."""
+class Drawn:
+    """The boxes of one image so far, by kind and place, so that an image with thousands takes no time."""
 
     def __init__(self) -> None:
-        self.boxes: dict[tuple[str, bool, int, int], list[Box]] = defaultdict(list)
+        self.boxes: dict[tuple[Hashable, int, int], list[Box]] = defaultdict(list)
 
-    def has(self, annotation: Annotation, box: Box) -> bool:
-        """Whether the box was there already; if not, it is from now on."""
+    def has(self, kind: Hashable, box: Box) -> bool:
+        """Whether a box of this kind was there already; if not, it is from now on."""
         x, y = int(box[0]), int(box[1])
-        near = ((annotation.name, annotation.crowd, x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1))
+        near = ((kind, x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1))
         for place in near:
-            if any(_is_same(box, other) for other in self.boxes.get(place, ())):
+            if any(is_near(box, other) for other in self.boxes.get(place, ())):
                 return True
-        self.boxes[annotation.name, annotation.crowd, x, y].append(box)
+        self.boxes[kind, x, y].append(box)
         return False
 
 
-def _is_same(box: Box, other: Box) -> bool:
-    return all(abs(a - b) <= SAME_PX for a, b in zip(box, other, strict=True))
+def is_near(box: Box, other: Box, *, within_px: float = SAME_PX) -> bool:
+    """Whether no side is further off than ``within_px``."""
+    return all(abs(a - b) <= within_px for a, b in zip(box, other, strict=True))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,25 +23,24 @@ from onestage.errors import InputError
 PACKED: Final = "packed"
 READERS: Final = {"voc": voc.read, "coco": coco.read, "yolo": yolo.read}
 CERTAIN: Final = {
-    "voc": ("Annotations/*.xml",),
+    "voc": ("Annotations/*.xml", "annotations/*.xml"),
     "coco": ("annotations/*.json", "_annotations.coco.json", "*/_annotations.coco.json"),
     "yolo": ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"),
 }
 """Files that only a set of the format has."""
 LIKELY: Final = {
     "voc": ("*.xml", "*/*.xml"),
-    "coco": ("*.json",),
-    "yolo": ("*.yaml", "*.yml", "labels/*.txt", "labels/*/*.txt"),
+    "yolo": ("labels/*.txt", "labels/*/*.txt"),
 }
 """Files that count where no certain ones are there."""
+VAGUE: Final = {"coco": ("*.json",), "yolo": ("*.yaml", "*.yml")}
+"""Files that may be about anything, as Label Studio's notes.json beside labels: they count where no other does."""
 FILES: Final = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
 IMAGE_MEMBERS: Final = ("jpg", "jpeg", "png")
 
 BROKEN_SHARD: Final = "shard that can't be read"
 CHANGED_SHARD: Final = "shard that was changed"
 BROKEN_SAMPLE: Final = "sample that can't be read"
-SAME_PX: Final = 0.5
-"""Boxes of one class whose corners are nearer than this are one box drawn twice."""
 OUTSIDE_PX: Final = 0.01
 """Boxes are stored with all their digits: what lies further out than this is no rounding."""
 
@@ -116,7 +115,7 @@ def recognise(place: Path | str) -> str:
     if place.is_file():
         found = [FILES[place.suffix.lower()]] if place.suffix.lower() in FILES else []
     else:
-        found = _matching(CERTAIN, place) or _matching(LIKELY, place)
+        found = _matching(CERTAIN, place) or _matching(LIKELY, place) or _matching(VAGUE, place)
     if len(found) > 1:
         raise InputError(f"{place} could be {' or '.join(found)}: say which with --format")
     if not found:
@@ -127,7 +126,7 @@ def recognise(place: Path | str) -> str:
     return found[0]
 
 
-def _matching(marks: dict[str, tuple[str, ...]], place: Path) -> list[str]:
+def _matching(marks: Mapping[str, tuple[str, ...]], place: Path) -> list[str]:
     return [format for format, patterns in marks.items() if any(any(place.glob(one)) for one in patterns)]
 
 
@@ -230,10 +229,10 @@ class _Packed:
         where = f"{where} (from {truth.source})"
         boxes: list[Box] = []
         labels: list[int] = []
-        for box, label in zip(truth.boxes, truth.labels, strict=True):
+        drawn = clean.Drawn()
+        for box, label, crowd in zip(truth.boxes, truth.labels, truth.crowd, strict=True):
             kind, clipped = _placed(box, width=truth.width, height=truth.height)
-            before = (other for other, its in zip(boxes, labels, strict=True) if its == label)
-            if clipped is not None and any(_near(clipped, other) for other in before):
+            if clipped is not None and drawn.has((label, crowd), clipped):
                 kind, clipped = kinds.TWICE, None
             if kind is not None:
                 corners = ", ".join(f"{side:g}" for side in box)
@@ -261,6 +260,7 @@ class _Truth(NamedTuple):
     height: int
     boxes: list[Box]
     labels: list[int]
+    crowd: list[bool]
     orientation: int
 
 
@@ -275,6 +275,7 @@ def _truth(content: bytes, *, num_classes: int) -> _Truth:
             height=int(fields["height"]),
             boxes=boxes,
             labels=[int(label) for label in fields["labels"]],
+            crowd=[bool(mark) for mark in fields["crowd"]],
             orientation=int(fields.get("orientation", 1)),
         )
         int(fields["image_id"])
@@ -298,11 +299,7 @@ def _placed(box: Box, *, width: int, height: int) -> tuple[str | None, Box | Non
     clipped = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         return kinds.OUTSIDE, None
-    return (None if _near(box, clipped, within_px=OUTSIDE_PX) else kinds.CLIPPED), clipped
-
-
-def _near(box: Box, other: Box, *, within_px: float = SAME_PX) -> bool:
-    return all(abs(one - same) <= within_px for one, same in zip(box, other, strict=True))
+    return (None if clean.is_near(box, clipped, within_px=OUTSIDE_PX) else kinds.CLIPPED), clipped
 
 
 def _image(raw: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property, partial
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from onestage.data.colour import recoloured_batch
+from onestage.data.faults import Unreadable
 from onestage.data.images import Pixels
 from onestage.data.input_sizes import InputSizes
 from onestage.data.loader import Loader
@@ -116,10 +118,13 @@ class DetectionData(pl.LightningDataModule):
         return replace(batch, images=recoloured_batch(batch.images, batch.colour), colour=None)
 
     def examples(self, split: str, num_images: int) -> list[tuple[int, Pixels]]:
-        """The first images of a split with their ids, as they are stored: (H, W, 3) RGB."""
+        """The first images of a split with their ids, as stored: (H, W, 3) RGB; fewer where some are broken."""
         reader = ShardReader(self.root, split, manifest=self.manifest, store=self._store)
         keys = in_order(self.manifest, split, rank=0, world_size=1)[:num_images]
-        samples = [decode(reader.read(key), num_classes=len(self.manifest.classes)) for key in keys]
+        samples = []
+        for key in keys:
+            with suppress(Unreadable):  # whoever goes through the whole split counts it
+                samples.append(decode(reader.read(key), num_classes=len(self.manifest.classes)))
         return [(sample["image_id"], pixels_of(sample["image"])) for sample in samples]
 
     def _loader(self, split: str, *, prepare: TrainingBatch | EvaluationBatch, seed: int | None) -> Loader:

@@ -53,7 +53,8 @@ class Loader:
         self.world_size = world_size
         self.in_flight = in_flight
         self._next = (0, 0)  # epoch and image at which the next iteration starts
-        self._reached: tuple[int, int] | None = None  # epoch and step of the running one, after what it handed out
+        # Of the running iteration: its epoch, the image it started at, and the step it is in after what it handed out.
+        self._reached: tuple[int, int, int] | None = None
 
     batch_sampler: Final = None  # Lightning reads it beside ``sampler``
 
@@ -90,7 +91,7 @@ class Loader:
         epoch, image = self._next
         self._next = (epoch, 0)
         step = image // self.global_batch
-        self._reached = (epoch, step)
+        self._reached = (epoch, image, step)
         pipeline = wds.DataPipeline(
             partial(_read, self.reader, self._shares(epoch, start=image)),
             wds.map(partial(_on_one_thread, self.prepare, epoch=epoch)),
@@ -108,7 +109,7 @@ class Loader:
         for done, item in enumerate(loader, start=step + 1):
             if isinstance(item, InputError):
                 raise item
-            self._reached = (epoch, done)
+            self._reached = (epoch, image, done)
             yield item
 
     def _shares(self, epoch: int, *, start: int) -> dict[int, Share]:
@@ -123,8 +124,9 @@ class Loader:
         """What has been trained, the same on every rank: ``epoch``, and its ``images`` over all ranks."""
         epoch, images = self._next
         if self._reached is not None:
-            epoch, done = self._reached
-            images = min((done - self.in_flight()) * self.global_batch, self.num_samples)
+            epoch, started, done = self._reached
+            # A step that was begun in its middle, and isn't trained, starts before what was trained already.
+            images = max(started, min((done - self.in_flight()) * self.global_batch, self.num_samples))
         return {"epoch": epoch, "images": images}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -104,7 +104,7 @@ class Manifest:
                 raise ValueError("its content hash does not match its shards")
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             what = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{where} is broken ({what}): make it again with `onestage data import ...`") from error
         return manifest
@@ -155,7 +155,7 @@ def _shard_from_json(fields: dict[str, Any]) -> Shard:
         first=int(fields["first"]),
     )
     # A manifest may come from elsewhere: it must not lead a reader out of its folder, nor out of its cache.
-    if Path(shard.name).name != shard.name or not shard.name.isprintable():
+    if Path(shard.name).name != shard.name or shard.name in ("", "..") or not shard.name.isprintable():
         raise ValueError(f"shard {shard.name!r} is not a plain file name")
     if shard.sha256 and not _SHA256.fullmatch(shard.sha256):
         raise ValueError(f"shard {shard.name} has sha256 {shard.sha256[:80]!r}")

@@ -89,7 +89,7 @@ def write(
     text = _page(contents, statistics, num_images, input_size, strides, progress or (lambda done, total: None))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no UTF-8
     os.replace(partial, out)
     return statistics
 

@@ -64,7 +64,9 @@ def pack(
         raise InputError(f"need at least one sample per shard, got {samples_per_shard}")
     if num_workers is not None and num_workers < 1:
         raise InputError(f"need at least one worker to pack with, got {num_workers}")
-    out = Path(out).absolute()
+    out = Path(os.path.abspath(out))
+    if not out.name:
+        raise InputError(f"{out} is no place for a dataset folder: choose a folder below it")
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with _alone(out):

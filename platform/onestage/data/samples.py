@@ -41,8 +41,10 @@ def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
         labels = torch.tensor(truth["labels"], dtype=torch.int64)
         crowd = torch.tensor(truth["crowd"], dtype=torch.bool)
         difficult = torch.tensor(truth["difficult"], dtype=torch.bool)
-        image_id = int(truth["image_id"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        image_id, orientation = int(truth["image_id"]), int(truth.get("orientation", 1))
+        if not boxes.isfinite().all() or orientation not in range(1, 9):
+            raise ValueError("a box that is not finite, or no orientation of EXIF's")
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, AttributeError) as error:
         raise Unreadable(f"{where} has no annotation that can be read: make the dataset again") from error
     if not len(boxes) == len(labels) == len(crowd) == len(difficult):
         raise Unreadable(f"{where} has {len(boxes)} boxes but {len(labels)} labels: make the dataset again")
@@ -50,7 +52,7 @@ def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
         wrong = next(label for label in truth["labels"] if not 0 <= label < num_classes)
         raise Unreadable(f"{where} has label {wrong} where labels run from 0 to {num_classes - 1}: mend its annotation")
     content = next((raw[member] for member in ("jpg", "jpeg", "png") if member in raw), b"")
-    pixels = images.decode(content, orientation=truth.get("orientation", 1))
+    pixels = images.decode(content, orientation=orientation)
     if pixels is None:
         raise Unreadable(f"{where} has an image that is corrupt or cut short: replace it and make the dataset again")
     return {

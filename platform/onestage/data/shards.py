@@ -3,10 +3,9 @@
 import io
 import os
 import tarfile
-import weakref
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -56,29 +55,44 @@ class ShardReader:
             self._prefetch = None
         if self.store.is_remote and keys:
             coming = {shard.name: shard for shard in map(self._shard_of, keys)}
-            self._prefetch = Prefetch(self.store, list(coming.values()))
-            weakref.finalize(self, self._prefetch.stop)
+            self._prefetch = Prefetch(self.store, list(coming.values()), reader=self)
 
-    def read(self, key: str) -> dict[str, Any]:
+    def read(self, key: str, *, members: Collection[str] = MEMBERS) -> dict[str, Any]:
         """The sample ``key`` in WebDataset's manner: ``__key__``, ``__url__`` (the shard) and its members' bytes.
 
-        ``Unreadable`` names a shard that is missing, cut short or not what the manifest says.
+        Only these ``members`` are read: who needs no picture asks for ("json",). ``Unreadable`` names a shard that is
+        missing, cut short or not what the manifest says.
         """
         shard = self._shard_of(key)
+        sample: dict[str, Any] = {"__key__": key, "__url__": shard.name}
+        try:
+            try:
+                return sample | self._content(shard, key, members)
+            except OSError:
+                # A network mount may have let go of a file that lay open.
+                self._close(shard)
+                return sample | self._content(shard, key, members)
+        except OSError as error:
+            self._close(shard)
+            raise self._broken(shard, f"can't be read ({error.strerror})") from error
+
+    def _content(self, shard: Shard, key: str, members: Collection[str]) -> dict[str, bytes]:
         opened = self._open(shard)
         if key not in opened.samples:
             raise self._broken(shard, f"has no sample {key}")
-        sample: dict[str, Any] = {"__key__": key, "__url__": shard.name}
-        try:
-            for member, extent in opened.samples[key].items():
-                sample[member] = os.pread(opened.file.fileno(), extent.num_bytes, extent.offset)
-                if len(sample[member]) < extent.num_bytes:
+        content = {}
+        for member, extent in opened.samples[key].items():
+            if member in members:
+                content[member] = os.pread(opened.file.fileno(), extent.num_bytes, extent.offset)
+                if len(content[member]) < extent.num_bytes:
+                    self._close(shard)
                     raise self._broken(shard, "is cut short")
-        except OSError as error:
-            # A network mount may have let go of the file: the next sample opens it anew.
-            self._opened.pop(shard.name).file.close()
-            raise self._broken(shard, f"can't be read ({error.strerror})") from error
-        return sample
+        return content
+
+    def _close(self, shard: Shard) -> None:
+        """The next sample opens it anew."""
+        if (opened := self._opened.pop(shard.name, None)) is not None:
+            opened.file.close()
 
     def _shard_of(self, key: str) -> Shard:
         index = bisect_right(self._firsts, int(key)) - 1
@@ -112,9 +126,11 @@ class ShardReader:
                         if not 0 <= info.size <= shard.num_bytes:
                             raise tarfile.ReadError(f"{info.name} has {info.size} bytes")
                         samples.setdefault(key, {})[member] = _Extent(info.offset_data, info.size)
-        # A stranger's tar may hold any number, and a chain of names as long as it likes.
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            raise self._broken(shard, f"is no tar file that can be read ({error})") from error
+        # A stranger's tar may hold any number, even for the length of a name, and a chain of names without end.
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            raise self._broken(
+                shard, f"is no tar file that can be read ({str(error) or type(error).__name__})"
+            ) from error
         except OSError as error:
             raise self._broken(shard, f"can't be read ({error.strerror})") from error
         return samples

@@ -45,7 +45,7 @@ _POLL_S: Final = 0.5
 _CONNECT_S: Final = 15.0
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*(://[^:]*)?::")
+_CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -134,7 +134,7 @@ def open_store(root: str | Path, *, settings: StoreSettings | None = None) -> St
     parts = urlsplit(text)
     if scheme in ("file", "local"):
         if parts.netloc not in ("", "localhost"):
-            raise InputError(f"{text} names a host: write file:///FOLDER for a folder of this machine")
+            raise InputError(f"{redacted(text)} names a host: write file:///FOLDER for a folder of this machine")
         return LocalStore(Path(unquote(parts.path)), settings=settings)
     _require(scheme, text)
     return RemoteStore(scheme + text[len(scheme) :], scheme, settings=settings)
@@ -258,8 +258,9 @@ class RemoteStore:
     def manifest_bytes(self, name: str) -> bytes:
         try:
             with tempfile.TemporaryDirectory(prefix="onestage-") as folder:
-                path = Path(folder) / name
                 for attempt in self._attempts(name, self.settings.retries):
+                    # A file of its own: what an attempt that was given up still writes must not mix with the next.
+                    path = Path(folder) / str(attempt.retry_state.attempt_number)
                     with attempt:
                         self._transfer(name, path, max_bytes=MAX_MANIFEST_BYTES)
                 return path.read_bytes()
@@ -270,40 +271,42 @@ class RemoteStore:
 
     def open(self, shard: "Shard") -> BinaryIO:
         here, sha256 = self._connection(), self._content(shard)
+        started = time.monotonic()
         try:
-            file: BinaryIO | None = here.cache.open(sha256, shard.num_bytes)
-            if file is None and (why := self._remembered(here, shard)) is None:
-                with here.cache.alone(sha256):
-                    # Meanwhile another process has fetched it, or failed to.
-                    file = here.cache.open(sha256, shard.num_bytes)
-                    if file is None and (why := self._remembered(here, shard)) is None:
-                        file = self._fetch_or_remember(here, shard)
+            if (file := self._kept(here, shard)) is not None:
+                return file
+            with here.cache.alone(sha256):
+                # Meanwhile another process has fetched it, or failed to.
+                return self._kept(here, shard) or self._fetch_or_remember(here, shard)
         except cache.Held as error:
-            why = f"shard {self.shown(shard.name)} can't be had: {error}; end that process"
-            self._remember(here, shard, why, took_s=here.cache.patience_s)
-            raise Unreadable(why) from None
+            why = f"can't be had: {error}; end that process"
+            raise self._remember(here, shard, why, took_s=here.cache.patience_s) from None
         except OSError as error:
-            what = error.strerror or type(error).__name__
-            where = self.shown(shard.name)
-            raise Unreadable(f"shard {where} can't be cached ({what}): mend the disk, or set data.cache") from None
-        if file is None:
-            raise Unreadable(why or "")
-        return file
+            why = f"can't be cached ({error.strerror or type(error).__name__}): mend the disk, or set data.cache"
+            raise self._remember(here, shard, why, took_s=time.monotonic() - started) from None
 
     def fetch_ahead(self, shard: "Shard") -> None:
-        here, sha256 = self._connection(), self._content(shard)
-        if here.cache.has(sha256) or here.ill or self._remembered(here, shard):
-            return
-        with suppress(_Fault, cache.Held, OSError), here.cache.alone(sha256, wait=False):
-            if not here.cache.has(sha256) and (file := self._fetch(here, shard, retries=0, wait=False)) is not None:
-                file.close()
+        with suppress(_Fault, cache.Held, InputError, OSError):
+            here, sha256 = self._connection(), self._content(shard)
+            if here.cache.has(sha256) or here.ill or self._remembered(here, shard):
+                return
+            with here.cache.alone(sha256, wait=False):
+                if not here.cache.has(sha256) and (file := self._fetch(here, shard, retries=0, wait=False)) is not None:
+                    file.close()
 
     def _connection(self) -> "_Connection":
         if self._here is None or self._here.pid != os.getpid():
             self._here = _Connection(self._address, self._scheme, self.settings)
         return self._here
 
-    def _fetch_or_remember(self, here: "_Connection", shard: "Shard") -> BinaryIO | None:
+    def _kept(self, here: "_Connection", shard: "Shard") -> BinaryIO | None:
+        """The shard where the cache has it; ``Unreadable`` where it is known that it can't be had."""
+        file = here.cache.open(shard.sha256, shard.num_bytes)
+        if file is None and (why := self._remembered(here, shard)) is not None:
+            raise Unreadable(why)
+        return file
+
+    def _fetch_or_remember(self, here: "_Connection", shard: "Shard") -> BinaryIO:
         started = time.monotonic()
         retries = 0 if here.ill else self.settings.retries
         try:
@@ -311,9 +314,9 @@ class RemoteStore:
         except _Fault as fault:
             here.ill = here.ill or fault.ill
             attempts = f"after {retries + 1} attempts " if fault.passing and retries else ""
-            why = f"shard {self.shown(shard.name)} can't be had {attempts}({fault.why}): {fault.advice}"
-            self._remember(here, shard, why, took_s=time.monotonic() - started)
-            raise Unreadable(why) from None
+            why = f"can't be had {attempts}({fault.why}): {fault.advice}"
+            raise self._remember(here, shard, why, took_s=time.monotonic() - started) from None
+        assert file is not None  # who waits for room gets it, or Held
         here.ill = False
         return file
 
@@ -349,8 +352,7 @@ class RemoteStore:
     def _transfer(self, name: str, path: Path, *, max_bytes: int) -> None:
         """One attempt to copy the file ``name`` to ``path``; a ``_Fault`` says what came of it."""
         try:
-            fs, root = self._connection().filesystem()
-            self._watch(*_begin(fs, _join(self._scheme, root, name), path), max_bytes=max_bytes)
+            self._watch(*self._connection().begin(name, path), max_bytes=max_bytes)
         except Exception as error:
             raise _diagnosed(error, path, self.settings.timeout_s) from None
 
@@ -381,9 +383,11 @@ class RemoteStore:
     def _remembered(self, here: "_Connection", shard: "Shard") -> str | None:
         return here.cache.failure(f"{shard.sha256}.{self._run}")
 
-    def _remember(self, here: "_Connection", shard: "Shard", why: str, *, took_s: float) -> None:
-        for_s = max(REMEMBERED_S, REMEMBERED_TIMES * took_s)
-        here.cache.note_failure(f"{shard.sha256}.{self._run}", why, for_s=for_s)
+    def _remember(self, here: "_Connection", shard: "Shard", what: str, *, took_s: float) -> Unreadable:
+        """The error to raise, noted for the shard's other samples and for all processes."""
+        why = f"shard {self.shown(shard.name)} {what}"
+        here.cache.note_failure(f"{shard.sha256}.{self._run}", why, for_s=max(REMEMBERED_S, REMEMBERED_TIMES * took_s))
+        return Unreadable(why)
 
 
 class _Connection:
@@ -403,23 +407,52 @@ class _Connection:
             settings = self._settings
             # The longest that one who fetches may show no progress: an attempt without an answer, then a pause.
             patience_s = 2 * settings.timeout_s + MAX_BACKOFF_S
-            self._cache = cache.Cache(
-                cache.folder(settings.cache), max_bytes=settings.cache_bytes, patience_s=patience_s
-            )
+            folder = cache.folder(settings.cache)
+            try:
+                self._cache = cache.Cache(folder, max_bytes=settings.cache_bytes, patience_s=patience_s)
+            except OSError as error:
+                raise InputError(f"cache folder {folder} can't be used ({error.strerror}): set data.cache") from None
         return self._cache
 
-    def filesystem(self) -> tuple[Any, str]:
-        """Fsspec's filesystem and the root's path in it."""
-        if self._filesystem is None:
-            from fsspec.core import url_to_fs
+    def begin(self, name: str, path: Path) -> "tuple[Future[None], Callable[[], int]]":
+        """A copy of the file ``name`` to ``path`` under way, which can be cancelled, and how much of it is here."""
+        from fsspec import get_filesystem_class
+        from fsspec.callbacks import Callback
 
-            # Not fsspec's shared instance: another part may have made that one with other limits.
-            options = _limits(self._scheme, self._settings.timeout_s)
-            fs, root = url_to_fs(self._address, skip_instance_cache=True, **options)
-            if self._scheme in ("s3", "s3a"):
-                fs.retries = 1  # s3fs would try five times within each attempt of ours
-            self._filesystem = fs, root
-        return self._filesystem
+        callback = Callback()
+
+        def so_far() -> int:
+            on_disk = path.stat().st_size if path.exists() else 0
+            return max(int(callback.value), on_disk)  # few of the clients that block tell the callback
+
+        if not get_filesystem_class(self._scheme).async_impl:
+            # Such a client may not bear two threads, nor be of use once it has hung: each copy has its own.
+            def copy() -> None:
+                fs, root = self._open()
+                fs.get_file(_join(self._scheme, root, name), str(path), callback=callback)
+
+            return _in_thread(copy), so_far
+
+        import asyncio
+
+        if self._filesystem is None:
+            self._filesystem = self._open()
+        fs, root = self._filesystem
+        copying = fs._get_file(_join(self._scheme, root, name), str(path), callback=callback)
+        return asyncio.run_coroutine_threadsafe(copying, fs.loop), so_far
+
+    def _open(self) -> tuple[Any, str]:
+        """Fsspec's filesystem for the address, and the root's path in it."""
+        from fsspec import get_filesystem_class
+
+        # Not by ``url_to_fs``, which takes any "::" for a chain, such as that in http://[::1]/; nor fsspec's shared
+        # instance, which another part may have made with other limits.
+        kind = get_filesystem_class(self._scheme)
+        options = {**kind._get_kwargs_from_urls(self._address), **_limits(self._scheme, self._settings.timeout_s)}
+        fs = kind(skip_instance_cache=True, **options)
+        if self._scheme in ("s3", "s3a"):
+            fs.retries = 1  # s3fs would try five times within each attempt of ours
+        return fs, kind._strip_protocol(self._address)
 
 
 _LIVE: Final[WeakSet[_Connection]] = WeakSet()
@@ -469,31 +502,21 @@ def _join(scheme: str, root: str, name: str) -> str:
     return f"{path.rstrip('/')}/{quote(name)}{mark}{query}"
 
 
-def _begin(fs: Any, remote: str, path: Path) -> "tuple[Future[None], Callable[[], int]]":
-    """A copy under way, which can be cancelled, and how many bytes of it are here."""
-    from fsspec.callbacks import Callback
-
-    callback = Callback()
-    if fs.async_impl:
-        import asyncio
-
-        copy = fs._get_file(remote, str(path), callback=callback)
-        return asyncio.run_coroutine_threadsafe(copy, fs.loop), lambda: int(callback.value)
-
-    # A client that blocks can't be ended: where it never answers, its thread is left behind.
+def _in_thread(call: Callable[[], None]) -> "Future[None]":
+    """A call that blocks can't be ended: where it never returns, its thread is left behind."""
     future: Future[None] = Future()
 
     def work() -> None:
         with suppress(InvalidStateError):
             try:
-                fs.get_file(remote, str(path), callback=callback)
+                call()
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(None)
 
     Thread(target=work, name="onestage-fetch", daemon=True).start()
-    return future, lambda: int(callback.value)
+    return future
 
 
 def _pause_s(state: RetryCallState) -> float:

@@ -170,11 +170,47 @@ def test_faults_of_one_image_or_box_are_findings(tmp_path: Path) -> None:
     ]
 
 
-def test_an_image_in_two_splits(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.jpg")
-    for split in ("train", "test"):
-        write(tmp_path / "annotations" / f"{split}.json", [image(1, "a.jpg")], [])
-    assert found(coco.read(tmp_path)) == [(kinds.IN_TWO_SPLITS, "train and test")]
+def test_numbers_and_marks_as_other_tools_write_them(tmp_path: Path) -> None:
+    """A mark as text, or null; a number that no float holds, and an outline that does not end."""
+    picture(tmp_path / "a.jpg")
+    annotations = [
+        drawn(1, 18, [1, 2, 3, 4], iscrowd="0"),
+        drawn(1, 18, [5, 2, 3, 4], iscrowd=None),
+        drawn(1, 18, [9, 2, 3, 4], iscrowd="1"),
+        drawn(1, 18, [10**400, 2, 3, 4]),
+        drawn(1, 18, [], segmentation=[[1, 2, float("inf"), 2, 3, 4]]),
+    ]
+    write(tmp_path / "a.json", [image(1, "a.jpg")], annotations)
+    labelled = coco.read(tmp_path)
+    assert [one.crowd for one in labelled.splits["train"][0].annotations] == [False, False, True]
+    assert found(labelled) == [
+        (kinds.UNREADABLE_ANNOTATION, "int too large to convert to float"),
+        (kinds.UNREADABLE_ANNOTATION, "its box is not finite: (1.0, 2.0, inf, 4.0)"),
+    ]
+
+
+def test_one_json_of_the_standard_layout(tmp_path: Path) -> None:
+    """Its images are not beside it, but beside its folder."""
+    picture(tmp_path / "val2017" / "a.jpg")
+    write(tmp_path / "annotations" / "instances_val2017.json", [image(1, "a.jpg")], [])
+    labelled = coco.read(tmp_path / "annotations" / "instances_val2017.json")
+    assert (labelled.name, sources(labelled), labelled.findings) == (tmp_path.name, {"val": ["val2017/a.jpg"]}, [])
+
+
+def test_roboflows_group_may_have_a_classes_name(tmp_path: Path) -> None:
+    """As in its raccoon set: two categories are called so, and one of them is none."""
+    picture(tmp_path / "train" / "a.jpg")
+    group = {"id": 0, "name": "raccoon", "supercategory": "none"}
+    write(
+        tmp_path / "train" / "_annotations.coco.json",
+        [image(1, "a.jpg")],
+        [drawn(1, 1, [1, 2, 3, 4])],
+        [group, {"id": 1, "name": "raccoon", "supercategory": "raccoon"}],
+    )
+    labelled = coco.read(tmp_path)
+    assert labelled.classes == ("raccoon",)
+    assert [one.name for one in labelled.splits["train"][0].annotations] == ["raccoon"]
+    assert found(labelled) == [(kinds.GROUPING_CLASS, "raccoon")]
 
 
 def test_given_classes(tmp_path: Path) -> None:
@@ -198,8 +234,8 @@ ONE = {"id": 1, "name": "a"}
         ({"categories": [{"id": 1}]}, "category without id and name"),
         ({"categories": [3]}, "category without id and name"),
         ({"categories": [ONE, {"id": "2", "name": "b"}]}, "category without id and name, or with an odd one"),
-        ({"categories": [ONE, {"id": 2, "name": "a "}]}, "two categories of one id or name"),
-        ({"categories": [ONE, {"id": 1, "name": "b"}]}, "two categories of one id or name"),
+        ({"categories": [ONE, {"id": 2, "name": "a "}]}, "two categories of one name"),
+        ({"categories": [ONE, {"id": 1, "name": "b"}]}, "two categories of one id"),
         ({"images": [{"id": 1}], "categories": [ONE]}, "an image without id or file_name"),
         ({"images": [image(1, "a"), image(1, "b")], "categories": [ONE]}, "two images with the id 1"),
     ],

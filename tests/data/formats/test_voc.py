@@ -113,6 +113,28 @@ def test_another_annotations_image_is_not_taken(tmp_path: Path) -> None:
     assert found(labelled) == [(kinds.MISSING_IMAGE, "Annotations/a.xml")]
 
 
+def test_an_image_that_two_annotations_name_is_the_firsts(tmp_path: Path) -> None:
+    annotate(tmp_path, "a", file_name="c.jpg", image="c.jpg")
+    annotate(tmp_path, "b", file_name="c.jpg", image="c.jpg")
+    labelled = voc.read(tmp_path)
+    assert [image.where for image in labelled.splits["train"]] == ["Annotations/a.xml"]
+    assert found(labelled) == [(kinds.MISSING_IMAGE, "Annotations/b.xml")]
+
+
+def test_folders_in_small_letters_and_pictures_of_other_kinds(tmp_path: Path) -> None:
+    """A picture that can't be taken is told as such, and not as missing."""
+    annotate(tmp_path, "a")
+    annotate(tmp_path, "b", image="b.bmp")
+    (tmp_path / "Annotations").rename(tmp_path / "annotations")
+    (tmp_path / "JPEGImages").rename(tmp_path / "images")
+    labelled = voc.read(tmp_path)
+    assert (stems(labelled), labelled.findings) == ({"train": ["a", "b"]}, [])
+    assert [(one.kind, one.where) for one in clean(labelled).findings] == [
+        (kinds.SIZE_DIFFERS, "annotations/a.xml"),
+        (kinds.UNREADABLE_IMAGE, "images/b.bmp"),
+    ]
+
+
 def test_splits(tmp_path: Path) -> None:
     for stem in "abcd":
         annotate(tmp_path, stem)
@@ -125,7 +147,10 @@ def test_splits(tmp_path: Path) -> None:
     list_split(tmp_path, "val", "b", "d", "a")
     labelled = voc.read(tmp_path)
     assert stems(labelled) == {"train": ["a"], "val": ["b", "d", "a"], "test": ["c"]}
-    assert found(labelled) == [(kinds.LISTED_TWICE, "Annotations/a.xml"), (kinds.IN_TWO_SPLITS, "Annotations/a.xml")]
+    assert found(labelled) == [(kinds.LISTED_TWICE, "Annotations/a.xml")]
+    assert [(one.kind, one.where, one.what) for one in clean(labelled).findings if one.kind == kinds.IN_TWO_SPLITS] == [
+        (kinds.IN_TWO_SPLITS, "JPEGImages/a.jpg", "train and val")
+    ]
 
 
 def test_a_listed_name_may_have_spaces_or_a_mark(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_lists_of_folders_and_txt_files(tmp_path: Path) -> None:
     assert found(labelled) == [
         (kinds.MISSING_IMAGE, "lists/val.txt:4", "images/gone.jpg"),
         (kinds.LISTED_TWICE, "images/c.jpg", "in val"),
-        (kinds.IN_TWO_SPLITS, "images/two/b.jpg", "train and val"),
     ]
 
 
@@ -181,6 +180,38 @@ def test_an_image_whose_labels_are_no_text_is_left_out(tmp_path: Path) -> None:
     assert [(kind, where) for kind, where, _ in found(labelled)] == [
         (kinds.UNREADABLE_ANNOTATION, "labels/train/b.txt")
     ]
+
+
+def test_labels_without_their_image_are_told(tmp_path: Path) -> None:
+    small(tmp_path)
+    picture(tmp_path / "images" / "train" / "b.webp", "0 0.5 0.5 0.5 0.5")  # there, if of another kind
+    for name in ("gone.txt", "classes.txt"):
+        (tmp_path / "labels" / "train" / name).write_text("0 0.5 0.5 0.5 0.5\n")
+    labelled = yolo.read(tmp_path)
+    assert sources(labelled) == {"train": ["images/train/a.jpg", "images/train/b.webp"]}
+    assert found(labelled) == [(kinds.MISSING_IMAGE, "labels/train/gone.txt", "gone.jpg or .png")]
+
+
+@pytest.mark.parametrize("where", ["classes.txt", "train.txt"])
+def test_a_list_that_is_no_text(tmp_path: Path, where: str) -> None:
+    small(tmp_path, yaml="train: train.txt\nnames: [cat]\n")
+    (tmp_path / where).write_bytes("café\n".encode("latin-1"))
+    if where == "classes.txt":
+        (tmp_path / "data.yaml").unlink()
+    with pytest.raises(InputError, match=f"{where} is no list that can be read"):
+        yolo.read(tmp_path)
+
+
+def test_paths_that_no_file_can_have_lead_nowhere(tmp_path: Path) -> None:
+    small(tmp_path, yaml=f"path: {'x' * 5000}\ntrain: images/train\nval: {'y' * 5000}\nnames: [cat]\n")
+    labelled = yolo.read(tmp_path)
+    assert sources(labelled) == {"train": ["images/train/a.jpg"]}
+    assert [kind for kind, *_ in found(labelled)] == [kinds.MISSING_SPLIT]
+    (tmp_path / "data.yaml").write_text("train: images/nowhere\nnames: [cat]\n")
+    with pytest.raises(
+        InputError, match=r"leads to no image \(split without images: train: there is no images/nowhere"
+    ):
+        yolo.read(tmp_path)
 
 
 def test_given_classes(tmp_path: Path) -> None:

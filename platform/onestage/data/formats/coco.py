@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from onestage.data.formats import findings as kinds
+from onestage.data.formats.files import within
 from onestage.data.formats.record import Annotated, Annotation, Box, Finding, Labelled
 from onestage.data.formats.stored import Stored
 from onestage.errors import InputError
 
+ANNOTATIONS: Final = "annotations"
 ROBOFLOW: Final = "_annotations.coco.json"
 SPLITS: Final = ("train", "val", "test")
+MARKS: Final = {"difficult": "difficult", "crowd": "iscrowd"}
 ALIASES: Final = {"valid": "val", "validation": "val", "default": "train"}
 """Names that other tools give to our splits; CVAT's "default" is all there is."""
 
@@ -41,14 +44,14 @@ def read(source: Path | str, *, classes: Iterable[str] | None = None, name: str 
     """
     source = Path(source)
     root = source if source.is_dir() else source.parent
+    if source.is_file() and root.name == ANNOTATIONS:  # COCO's own: the images' folders are beside it
+        root = root.parent
     files = [
         _File(path, split, content, _image_folders(path, split, root=root))
         for path, split, content in _files(source, root)
     ]
-    categories = _categories(files)
     findings: list[Finding] = []
-    if (group := _grouping(files, categories)) is not None:
-        findings.append(Finding(kinds.GROUPING_CLASS, _within(files[0].path, root), categories.pop(group)))
+    categories = _categories(files, root=root, findings=findings)
     if classes is not None and (unknown := [one for one in classes if one not in categories.values()]):
         there = ", ".join(categories.values())
         raise InputError(f"{source} has no class {', '.join(unknown)}: choose from {there}")
@@ -58,7 +61,6 @@ def read(source: Path | str, *, classes: Iterable[str] | None = None, name: str 
             both = " and ".join(str(one.path) for one in files if one.split == file.split)
             raise InputError(f"{both} are both the split {file.split!r}: give one of them, or rename it")
         splits[file.split] = list(_annotated(file, categories, root=root, findings=findings))
-    _find_shared(splits, findings)
     return Labelled(
         name=name or root.resolve().name,
         classes=tuple(categories.values() if classes is None else classes),
@@ -76,7 +78,7 @@ def _files(source: Path, root: Path) -> list[tuple[Path, str, dict[str, Any]]]:
         return [
             (path, _split_named(path.parent.name if path.parent != root else "train"), _load(path)) for path in beside
         ]
-    for folder in (root / "annotations", root):
+    for folder in (root / ANNOTATIONS, root):
         paths = sorted(folder.glob("*.json"))
         # COCO's own folder has captions and keypoints of the same images as well.
         paths = [path for path in paths if path.name.startswith("instances")] or paths
@@ -126,8 +128,8 @@ def _split_of(path: Path, *, alone: bool) -> str:
 
 
 def _split_named(word: str) -> str:
-    plain = re.sub(r"[^a-z0-9_-]", "-", word.lower())
-    return ALIASES.get(plain, plain)
+    plain = re.sub(r"[^a-z0-9_]+", "-", word.lower()).strip("-")
+    return ALIASES.get(plain, plain) or "train"
 
 
 def _image_folders(path: Path, split: str, *, root: Path) -> list[Path]:
@@ -139,30 +141,36 @@ def _image_folders(path: Path, split: str, *, root: Path) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def _categories(files: list[_File]) -> dict[Any, str]:
-    """Category id to name, in the ids' order; all files must have the same."""
+def _categories(files: list[_File], *, root: Path, findings: list[Finding]) -> dict[Any, str]:
+    """Category id to name, in the ids' order, but for one that only groups others; all files must have the same."""
     found: dict[Any, str] = {}
     for file in files:
         if not _annotates(file.content):
             raise InputError(f"{file.path} has no lists of images, annotations and categories: it is no COCO file")
         try:
-            pairs = [(one["id"], str(one["name"]).strip()) for one in file.content["categories"]]
-            categories = dict(sorted(pairs))
+            ordered = sorted(file.content["categories"], key=lambda one: one["id"])
+            categories = {one["id"]: str(one["name"]).strip() for one in ordered}
         except (KeyError, TypeError) as error:
             raise InputError(f"{file.path} has a category without id and name, or with an odd one: mend it") from error
-        names = list(categories.values())
-        if len(categories) < len(pairs) or len(set(names)) < len(names) or not all(names):
-            raise InputError(f"{file.path} has two categories of one id or name, or one without: mend them")
+        if len(categories) < len(ordered):
+            raise InputError(f"{file.path} has two categories of one id: mend them")
         if found and categories != found:
             raise InputError(f"{file.path} and {files[0].path} have different categories: make them the same")
         found = categories
     if not found:
         raise InputError(f"{files[0].path} has no categories: add them")
+    if (group := _grouping(files, found)) is not None:
+        findings.append(Finding(kinds.GROUPING_CLASS, within(files[0].path, root), found.pop(group)))
+    if len(set(found.values())) < len(found) or not all(found.values()):
+        raise InputError(f"{files[0].path} has two categories of one name, or one without: mend them")
     return found
 
 
 def _grouping(files: list[_File], categories: dict[Any, str]) -> Any | None:
-    """The id of the category that Roboflow adds as the group of all others, if it has no boxes."""
+    """The id of the category that Roboflow adds as the group of all others, if it has no boxes.
+
+    A class may have the same name.
+    """
     groups = {one["id"]: one.get("supercategory") for one in files[0].content["categories"]}
     for category, name in categories.items():
         others = [group for other, group in groups.items() if other != category]
@@ -174,7 +182,7 @@ def _grouping(files: list[_File], categories: dict[Any, str]) -> Any | None:
 
 
 def _annotated(file: _File, categories: dict[Any, str], *, root: Path, findings: list[Finding]) -> Iterator[Annotated]:
-    where = _within(file.path, root)
+    where = within(file.path, root)
     drawn = _annotations(file, categories, where=where, findings=findings)
     seen: dict[Path, Annotated] = {}
     for image in file.content["images"]:
@@ -192,7 +200,7 @@ def _annotated(file: _File, categories: dict[Any, str], *, root: Path, findings:
             continue
         seen[path] = Annotated(
             path=path,
-            source=_within(path, root),
+            source=within(path, root),
             where=f"{where}, image {image['id']}",
             annotations=drawn[image["id"]],
             declared_size=_declared_size(image),
@@ -221,9 +229,9 @@ def _annotations(
             elif category not in categories:
                 findings.append(Finding(kinds.UNKNOWN_CLASS, at, f"there is no category {category}"))
             else:
-                marks = {"difficult": bool(one.get("difficult", 0)), "crowd": bool(one.get("iscrowd", 0))}
+                marks = {mark: bool(int(one.get(field) or 0)) for mark, field in MARKS.items()}
                 drawn[image_id].append(Annotation(categories[category], box, **marks))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"no field {error}" if isinstance(error, KeyError) else str(error)
             findings.append(Finding(kinds.UNREADABLE_ANNOTATION, at, what))
     return drawn
@@ -241,7 +249,7 @@ def _box(annotation: dict[str, Any]) -> Box:
         points = [float(value) for polygon in outline for value in polygon]
         box = (min(points[::2]), min(points[1::2]), max(points[::2]), max(points[1::2]))
     if not all(math.isfinite(side) for side in box):
-        raise ValueError(f"its box is not finite: {annotation['bbox']}")
+        raise ValueError(f"its box is not finite: {box}")
     return box
 
 
@@ -258,18 +266,6 @@ def _declared_size(image: dict[str, Any]) -> tuple[int, int] | None:
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
-
-
-def _find_shared(splits: dict[str, list[Annotated]], findings: list[Finding]) -> None:
-    first: dict[Path, str] = {}
-    for split, images in splits.items():
-        for image in images:
-            if first.setdefault(image.path, split) != split:
-                findings.append(Finding(kinds.IN_TWO_SPLITS, image.source, f"{first[image.path]} and {split}"))
-
-
-def _within(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 class CocoWriter:

@@ -11,11 +11,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Final
 
 from onestage.data.formats import findings as kinds
+from onestage.data.formats.files import PICTURES, within
 from onestage.data.formats.record import Annotated, Annotation, Finding, Labelled
 from onestage.data.formats.stored import Stored
-from onestage.data.images import SUFFIXES
 from onestage.errors import InputError
 
+ANNOTATIONS: Final = ("Annotations", "annotations")
 LISTS: Final = ("train", "val", "test", "trainval")
 SPLIT_FOLDERS: Final = {"train": "train", "val": "val", "valid": "val", "test": "test"}
 EXACT: Final = "onestage"
@@ -38,7 +39,6 @@ def read(source: Path | str, *, classes: Iterable[str] | None = None, name: str 
         parts[part.annotations] = part
     for part in parts.values():
         _find_unannotated(part, folder, findings)
-    _find_shared(splits, findings)
     return Labelled(
         name=name or folder.resolve().name,
         classes=None if classes is None else tuple(classes),
@@ -53,29 +53,29 @@ class _Part:
     def __init__(self, annotations: Path, images: Path) -> None:
         self.annotations = annotations
         self.xmls = {path.stem: path for path in sorted(annotations.glob("*.xml"))}
-        files = [path for path in images.glob("*") if path.suffix.lower() in SUFFIXES]
-        # Where a stem has several images, the first of SUFFIXES is taken.
-        files.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()), reverse=True)
+        files = [path for path in images.glob("*") if path.suffix.lower() in PICTURES]
+        # Where a stem has several images, the first of PICTURES is taken.
+        files.sort(key=lambda path: PICTURES.index(path.suffix.lower()), reverse=True)
         self.images = {path.stem: path for path in files}
-        self.named: set[str] = set()
-        """Stems of images that belong to an annotation of another stem."""
+        self.named: dict[str, str] = {}
+        """By stems of images, those of annotations that are called otherwise, and that they belong to."""
 
     def image_of(self, stem: str, root: ET.Element) -> Path | None:
-        """The image of an annotation: its own name's, else one that it names and that has no annotation itself."""
+        """The image of an annotation: its own name's, else one that it names and that no other has."""
         if stem in self.images:
             return self.images[stem]
         for tag in ("filename", "path"):
             named = PureWindowsPath(root.findtext(tag, "").strip()).stem
-            if named in self.images and named not in self.xmls:
-                self.named.add(named)
+            free = named in self.images and named not in self.xmls
+            if free and self.named.setdefault(named, stem) == stem:
                 return self.images[named]
         return None
 
 
 def _parts(folder: Path, findings: list[Finding]) -> Iterator[tuple[str, _Part, list[str]]]:
     """Each split with the folder and the stems that it has there."""
-    annotations = folder / "Annotations"
-    if any(annotations.glob("*.xml")):
+    annotations = next((child for one in ANNOTATIONS if any((child := folder / one).glob("*.xml"))), None)
+    if annotations is not None:
         image_folders = (folder / child for child in ("JPEGImages", "images", "Images"))
         images = next((child for child in image_folders if child.is_dir()), annotations)
         part = _Part(annotations, images)
@@ -108,7 +108,7 @@ def _listed(folder: Path, part: _Part, findings: list[Finding]) -> dict[str, lis
         return {"train": list(part.xmls)}
     known = {stem for stems in lists.values() for stem in stems}
     findings += [
-        Finding(kinds.IN_NO_SPLIT, _within(path, folder), f"listed in no file of {folder / 'ImageSets' / 'Main'}")
+        Finding(kinds.IN_NO_SPLIT, within(path, folder), f"listed in no file of {folder / 'ImageSets' / 'Main'}")
         for stem, path in part.xmls.items()
         if stem not in known
     ]
@@ -119,7 +119,7 @@ def _annotated(part: _Part, stems: list[str], *, folder: Path, findings: list[Fi
     seen = set()
     for stem in stems:
         xml = part.xmls.get(stem)
-        where = _within(xml or part.annotations / f"{stem}.xml", folder)
+        where = within(xml or part.annotations / f"{stem}.xml", folder)
         if stem in seen:
             findings.append(Finding(kinds.LISTED_TWICE, where, "in one split"))
             continue
@@ -142,7 +142,7 @@ def _annotated(part: _Part, stems: list[str], *, folder: Path, findings: list[Fi
             continue
         yield Annotated(
             path=path,
-            source=_within(path, folder),
+            source=within(path, folder),
             where=where,
             annotations=annotations,
             declared_size=_declared_size(root),
@@ -187,22 +187,10 @@ def _declared_size(root: ET.Element) -> tuple[int, int] | None:
 
 def _find_unannotated(part: _Part, folder: Path, findings: list[Finding]) -> None:
     findings += [
-        Finding(kinds.MISSING_ANNOTATION, _within(path, folder), f"there is no {stem}.xml")
+        Finding(kinds.MISSING_ANNOTATION, within(path, folder), f"there is no {stem}.xml")
         for stem, path in sorted(part.images.items())
         if stem not in part.xmls and stem not in part.named
     ]
-
-
-def _find_shared(splits: dict[str, list[Annotated]], findings: list[Finding]) -> None:
-    first: dict[Path, str] = {}
-    for split, images in splits.items():
-        for image in images:
-            if first.setdefault(image.path, split) != split:
-                findings.append(Finding(kinds.IN_TWO_SPLITS, image.where, f"{first[image.path]} and {split}"))
-
-
-def _within(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
 
 
 class VocWriter:

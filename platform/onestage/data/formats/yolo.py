@@ -8,18 +8,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 from onestage.data.formats import findings as kinds
+from onestage.data.formats.files import PICTURES, within
 from onestage.data.formats.record import Annotated, Annotation, Box, Finding, Labelled
 from onestage.data.formats.stored import Stored
-from onestage.data.images import SUFFIXES
 from onestage.errors import InputError
 
 SPLITS: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """The keys of a data.yaml, or folders under images/, and the splits that they mean."""
-NAME_FILES: Final = ("classes.txt", "labels/classes.txt", "obj.names")
+CLASSES: Final = "classes.txt"
+NAME_FILES: Final = (CLASSES, f"labels/{CLASSES}", "obj.names")
+MAX_UNNAMED: Final = 10_000
+"""Classes that are numbered where they have no names: more is a slip."""
 DIGITS: Final = 10
 """Significant ones of a written number: of an image of 10,000 pixels, a millionth of one."""
 
@@ -58,11 +62,12 @@ def read(source: Path | str, *, classes: Iterable[str] | None = None, name: str 
             if image is not None:
                 images.append(image)
     if not any(splits.values()):
-        raise InputError(f"{source} leads to no image: check the paths in it, which may be relative to it")
+        missed = next((f" ({finding.kind}: {finding.what})" for finding in described.findings), "")
+        raise InputError(f"{source} leads to no image{missed}: check the paths in it, which may be relative to it")
     if not num_labelled:
         example = next(image.path for images in splits.values() for image in images)
         raise InputError(f"no image of {source} has a txt: {example} needs {_label_paths(example)[0]}")
-    _find_shared(splits, described.findings)
+    _find_unpictured(splits, described)
     if described.polygons:
         what = f"{described.polygons.total():,} in {len(described.polygons):,} files"
         described.findings.append(Finding(kinds.POLYGONS, described.where, what))
@@ -91,7 +96,7 @@ def _describe(source: Path) -> _Set:
     return _Set(
         root=source,
         where=names.name,
-        names=_distinct([line.strip() for line in _lines(names) if line.strip()], names),
+        names=_distinct([line.strip() for line in _listed(names) if line.strip()], names),
         entries=entries or {"train": ["images"]},
         bases=[source],
     )
@@ -116,7 +121,7 @@ def _from_yaml(path: Path) -> _Set:
         where=path.name,
         names=_names(fields, path),
         entries=_entries(fields, path),
-        bases=[base, root] if base.is_dir() else [root],
+        bases=[base, root] if _is_there(base) else [root],
         num_keypoint_values=_num_keypoint_values(fields, path),
     )
 
@@ -131,6 +136,8 @@ def _names(fields: dict[str, Any], path: Path) -> list[str]:
                 raise InputError(f"{path} numbers its names {sorted(numbered)}: number them from 0 without a gap")
             names = [numbered[number] for number in range(len(numbered))]
         if names is None and "nc" in fields:
+            if int(fields["nc"]) > MAX_UNNAMED:
+                raise InputError(f"{path} has {fields['nc']} classes without names: list them there")
             names = [f"class_{number}" for number in range(int(fields["nc"]))]
         if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
             raise InputError(f"{path} has no names: list the classes there")
@@ -192,7 +199,7 @@ def _paths(described: _Set) -> Iterator[tuple[str, list[Path]]]:
                 continue
             for path in _images_of(place, described):
                 if path in paths:
-                    where = _within(path, described.root)
+                    where = within(path, described.root)
                     described.findings.append(Finding(kinds.LISTED_TWICE, where, f"in {split}"))
                 paths[path] = None
         if paths:
@@ -205,23 +212,30 @@ def _find(value: str, bases: list[Path]) -> Path | None:
     inner = plain
     while inner.startswith("../"):
         inner = inner.removeprefix("../")
-    return next((path for one in (plain, inner) for base in bases if (path := base / one).exists()), None)
+    return next((path for one in (plain, inner) for base in bases if _is_there(path := base / one)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:  # a name that no file can have, such as one too long
+        return False
 
 
 def _images_of(place: Path, described: _Set) -> Iterator[Path]:
     """The images under a folder by name, or those that a txt lists."""
     if place.is_dir():
-        yield from sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+        yield from sorted(path for path in place.rglob("*") if path.suffix.lower() in PICTURES)
         return
-    if place.suffix.lower() in SUFFIXES:
+    if place.suffix.lower() in PICTURES:
         yield place
         return
-    for number, line in enumerate(_lines(place), start=1):
+    for number, line in enumerate(_listed(place), start=1):
         if not line.strip():
             continue
         path = _find(line.strip(), [place.parent, *described.bases])
         if path is None or not path.is_file():
-            where = f"{_within(place, described.root)}:{number}"
+            where = f"{within(place, described.root)}:{number}"
             described.findings.append(Finding(kinds.MISSING_IMAGE, where, line.strip()))
             continue
         yield path
@@ -244,7 +258,7 @@ def _labels_of(image: Path) -> Path | None:
 
 def _annotated(path: Path, labels: Path | None, described: _Set) -> Annotated | None:
     """One image with its boxes; None, and a finding, where its labels are no text."""
-    where = _within(labels or path, described.root)
+    where = within(labels or path, described.root)
     annotations: list[Annotation] = []
     try:
         lines = _lines(labels) if labels is not None else []
@@ -267,7 +281,7 @@ def _annotated(path: Path, labels: Path | None, described: _Set) -> Annotated | 
             described.polygons[where] += 1
         annotations.append(Annotation(described.names[label], box))
     return Annotated(
-        path=path, source=_within(path, described.root), where=where, annotations=annotations, relative=True
+        path=path, source=within(path, described.root), where=where, annotations=annotations, relative=True
     )
 
 
@@ -289,12 +303,29 @@ def _parse(line: str, *, num_keypoint_values: int) -> tuple[int, Box, bool]:
     return int(first), (min(xs), min(ys), max(xs), max(ys)), True
 
 
-def _find_shared(splits: dict[str, list[Annotated]], findings: list[Finding]) -> None:
-    first: dict[Path, str] = {}
-    for split, images in splits.items():
-        for image in images:
-            if first.setdefault(image.path, split) != split:
-                findings.append(Finding(kinds.IN_TWO_SPLITS, image.source, f"{first[image.path]} and {split}"))
+def _find_unpictured(splits: dict[str, list[Annotated]], described: _Set) -> None:
+    """Label files whose image is gone, in the folders that go with those of the images."""
+    seen: set[Path] = set()
+    for image in chain.from_iterable(splits.values()):
+        folder = image.path.parent
+        labels = _label_paths(image.path)[0].parent
+        if labels == folder or folder in seen:  # beside images, other texts may lie as well
+            continue
+        seen.add(folder)
+        stems = {path.stem for path in folder.iterdir()}
+        described.findings += [
+            Finding(kinds.MISSING_IMAGE, within(path, described.root), f"{path.stem}.jpg or .png")
+            for path in sorted(labels.glob("*.txt"))
+            if path.stem not in stems and path.name != CLASSES
+        ]
+
+
+def _listed(path: Path) -> list[str]:
+    """The lines of a list of images or names, without which there is no set."""
+    try:
+        return _lines(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no list that can be read ({error}): save it as UTF-8 text") from error
 
 
 def _lines(path: Path) -> list[str]:
@@ -304,10 +335,6 @@ def _lines(path: Path) -> list[str]:
 def _posix(value: str) -> str:
     """A path with forward slashes and nothing before its first folder."""
     return value.strip().replace("\\", "/").removeprefix("./")
-
-
-def _within(path: PurePath, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 class YoloWriter:
