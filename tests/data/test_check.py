@@ -277,14 +277,14 @@ def test_nothing_is_found_in_a_clean_set(tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """Twelve images of 100x80, each with a cat and a dog, in train shards of three and one val shard."""
+    """Fourteen images of 100x80, each with a cat and a dog, in train shards of up to three and one val shard."""
     records = []
-    for number in range(12):
+    for number in range(14):
         path = tmp_path / "images" / f"{number}.jpg"
         picture(path, seed=number)
         boxes = [CAT[1], DOG[1]]
         records.append(Record(path, 100, 80, boxes, [0, 1], [False, False], [False, False], path.name))
-    source = Source("packed", ("cat", "dog"), {"train": records[:9], "val": records[9:]}, [])
+    source = Source("packed", ("cat", "dog"), {"train": records[:11], "val": records[11:]}, [])
     pack(source, tmp_path / "packed", samples_per_shard=3)
     return tmp_path / "packed"
 
@@ -330,17 +330,19 @@ def test_faults_of_packed_samples(packed: Path) -> None:
             "000003.json": lambda _: None,
             "000004.jpg": lambda _: None,
             "000005.jpg": lambda content: content[: len(content) // 2],
-            "000006.json": fields(boxes=[[10, 10, 10, 60], [float("nan"), 20, 90, 70]]),
+            "000006.json": fields(boxes=[[10, 10, 10, 60], [90, 20, 20, 70]]),
             "000007.json": fields(boxes=wide),
             "000008.json": fields(boxes=[[110, 10, 150, 60], [10.2, 10, 50, 60]], labels=[0, 0]),
             "000009.json": fields(boxes=[[10.2, 10, 50, 60], [10, 10, 50, 60]], labels=[1, 1]),
             "000010.json": fields(width=50, boxes=[[0, 0, 40, 40], [0, 0, 50, 40]]),
             "000011.jpg": lambda _: half.getvalue(),
+            "000012.json": fields(boxes=[[10, 10, 50, 60], [float("nan"), 20, 90, 70]]),
+            "000013.json": fields(orientation=9),
         },
     )
     _, groups = look(packed, verify=True)
     assert counts(groups) == {
-        contents.BROKEN_SAMPLE: 5,
+        contents.BROKEN_SAMPLE: 7,
         kinds.NO_AREA: 2,
         kinds.CLIPPED: 1,
         kinds.OUTSIDE: 1,
@@ -394,7 +396,7 @@ def test_a_lost_shard_is_one_finding(packed: Path, how: str) -> None:
     (finding,) = groups[0].findings
     assert finding.where == "train-000001.tar"
     assert finding.what.endswith("(3 images)")
-    assert [len(entries) for entries in opened.splits.values()] == [6, 3]
+    assert [len(entries) for entries in opened.splits.values()] == [8, 3]
 
 
 def test_a_changed_shard_is_lost(packed: Path) -> None:

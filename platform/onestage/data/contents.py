@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -279,6 +280,8 @@ def _truth(content: bytes, *, num_classes: int) -> _Truth:
             orientation=int(fields.get("orientation", 1)),
         )
         int(fields["image_id"])
+        if not all(map(math.isfinite, chain.from_iterable(boxes))) or truth.orientation not in range(1, 9):
+            raise ValueError("a box that is not finite, or no orientation of EXIF's")
         counts = {len(fields[name]) for name in ("boxes", "labels", "difficult", "crowd")}
     except KeyError as error:
         raise _Unusable(f"its json has no field {error}") from error
@@ -294,7 +297,7 @@ def _truth(content: bytes, *, num_classes: int) -> _Truth:
 def _placed(box: Box, *, width: int, height: int) -> tuple[str | None, Box | None]:
     """The kind of what is wrong with a box, if anything is, and the part of it on the image, if there is one."""
     left, top, right, bottom = box
-    if not (right > left and bottom > top):  # so that NaN is without area as well
+    if right <= left or bottom <= top:
         return kinds.NO_AREA, None
     clipped = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
