@@ -10,6 +10,7 @@ from torch import Tensor
 from onestage.data.images import Pixels
 from onestage.data.transforms import (
     Letterbox,
+    Mixing,
     OnCanvas,
     Sample,
     boxes_of,
@@ -20,7 +21,7 @@ from onestage.data.transforms import (
 )
 
 
-class MixUp(OnCanvas):
+class MixUp(OnCanvas, Mixing):
     """mixup, arXiv:1710.09412, for detection: with ``probability``, blends the sample with another of its batch.
 
     As in arXiv:1902.04103 Sec. 3.1 images are not warped to match, and the boxes of both are kept: each is letterboxed

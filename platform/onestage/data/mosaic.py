@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from onestage.data.transforms import (
+    Mixing,
     OnCanvas,
     Sample,
     boxes_of,
@@ -19,7 +20,7 @@ from onestage.data.transforms import (
 from onestage.types import Placement
 
 
-class Mosaic(OnCanvas):
+class Mosaic(OnCanvas, Mixing):
     """YOLOv4, arXiv:2004.10934 Sec. 3.3: with ``probability``, the sample and three others of its batch as four tiles.
 
     The tiles meet at a random point that leaves each at least ``min_share`` of the canvas's width and height. A tile

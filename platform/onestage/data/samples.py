@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
         crowd = torch.tensor(truth["crowd"], dtype=torch.bool)
         difficult = torch.tensor(truth["difficult"], dtype=torch.bool)
         image_id, orientation = int(truth["image_id"]), int(truth.get("orientation", 1))
-        if not boxes.isfinite().all() or orientation not in range(1, 9):
+        if not math.isfinite(float(boxes.sum())) or orientation not in range(1, 9):
             raise ValueError("a box that is not finite, or no orientation of EXIF's")
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, AttributeError) as error:
         raise Unreadable(f"{where} has no annotation that can be read: make the dataset again") from error

@@ -6,10 +6,11 @@ whatever rank or loader worker it is read, and after a resume. What a sample is 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import pairwise
-from typing import Final, NamedTuple, NotRequired, Protocol, Self, TypedDict, cast, runtime_checkable
+from typing import Final, NamedTuple, NotRequired, Self, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -60,11 +61,12 @@ class OnCanvas:
         return other
 
 
-@runtime_checkable
-class Mixing(Protocol):
+class Mixing(ABC):
     """A transform that composes a sample with ``others`` of its batch, which are as they were decoded."""
 
-    def mix(self, sample: Sample, others: Sequence[Sample], *, epoch: int) -> Sample: ...
+    @abstractmethod
+    def mix(self, sample: Sample, others: Sequence[Sample], *, epoch: int) -> Sample:
+        """The composed sample."""
 
 
 Transform = Callable[[Sample], Sample] | Mixing
