@@ -53,6 +53,7 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
             continue
         detections = predictor.detect(batch.images)
         found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
+    check_skipped(len(skipped), data.max_skipped if found else 0, what=f"of {split}")
     metrics = {f"{split}/{name}": value for name, value in MeanAP(classes=predictor.classes)(found).items()}
     if uri is not None:
         _log(uri, run, metrics)

@@ -135,6 +135,13 @@ def test_more_workers_than_cores_have_one_each(digits: Path) -> None:
     assert config["cluster"]["cpus_per_worker"] == 1
 
 
+def test_the_classes_of_a_dataset_at_an_address_are_counted_too(digits: Path) -> None:
+    asked = [f"data.root=file://{digits}"]
+    assert check(compose("train", asked))["detector"]["num_classes"] == 10
+    with pytest.raises(InputError, match=r"detector.num_classes is 3, but .* has 10 classes"):
+        check(compose("train", [*asked, "detector.num_classes=3"]))
+
+
 def test_priors_are_fitted_before_a_run_is_opened(digits: Path) -> None:
     asked = [f"data.root={digits}", "detector=yolov3", "detector.width=0.125", "detector.input_size=[96,96]"]
     config = check(compose("train", [*asked, "detector.fit_anchors=true"]))

@@ -180,6 +180,22 @@ def test_a_missing_shard_is_skipped_and_its_images_named(
         assert batch.global_images == before.global_images
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_which_nothing_is_left_still_name_what_they_skip(
+    data_of: DataOf, dataset: Path, tmp_path: Path, num_workers: int, split: str
+) -> None:
+    root = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    for shard in root.glob(f"{split}-*.tar"):
+        shard.unlink()
+    data = data_of(root, num_workers=num_workers)
+    batches = list(data.train_dataloader() if split == "train" else data.val_dataloader())
+    assert {len(batch) for batch in batches} == {0}
+    first, count = {"train": (0, 19), "val": (19, 5)}[split]
+    keys = sorted(one.key for batch in batches for one in batch.skipped)
+    assert keys == [f"{number:06d}" for number in range(first, first + count)]
+
+
 @pytest.fixture
 def address(dataset: Path) -> Iterator[str]:
     """The dataset behind a real server on this machine."""

@@ -166,6 +166,18 @@ def test_skipped_images_of_a_validation_count_as_well(tmp_path: Path) -> None:
         skipping(tmp_path, max_skipped=1, batches=[batch(1.0)], val=[batch(5.0, skipped=2)])
 
 
+def test_a_validation_without_any_image_left_ends_with_one_line(tmp_path: Path) -> None:
+    nothing = Batch(
+        torch.empty(0, 3, 2, 2),
+        [],
+        [],
+        global_images=2,
+        skipped=[Skipped(f"{n:06d}", "its shard is missing") for n in (1, 2)],
+    )
+    with pytest.raises(InputError, match=r"2 images to validate on could not be read: mend the dataset"):
+        skipping(tmp_path, max_skipped=10, batches=[batch(1.0)], val=[nothing])
+
+
 def test_a_bias_for_each_place_of_a_map_does_not_decay_either() -> None:
     """As a locally connected layer has, (channels, h, w)."""
     module = made(Scale(), lambda epoch, num_epochs: 1.0)

@@ -34,7 +34,10 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(str(error)) from error
     manifest = Manifest.load(data["root"], settings=settings)
-    classes, wanted = len(manifest.classes), config["detector"]["num_classes"]
+    classes = len(manifest.classes)
+    if is_address(data["root"]) and not any(one.startswith("detector.num_classes=") for one in config["overrides"]):
+        config["detector"]["num_classes"] = classes  # of a folder, compose has read it
+    wanted = config["detector"]["num_classes"]
     if classes != wanted:
         raise InputError(
             f"detector.num_classes is {wanted}, but {data['root']} has {classes} classes "

@@ -69,8 +69,7 @@ def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
 
 
 def decode_all(share: RawShare, *, num_classes: int, skipped: list[Skipped]) -> Iterator[Sample]:
-    """The samples of a share that can be decoded, one by one; ``skipped`` grows by those that it has to do without."""
-    skipped += share.skipped
+    """The samples of a share that can be decoded, one by one; ``skipped`` grows by those that can't."""
     for raw in share.raws:
         try:
             yield decode(raw, num_classes=num_classes)
@@ -148,7 +147,7 @@ class TrainingBatch:
 
     def __call__(self, share: RawShare, *, epoch: int) -> Batch:
         size = self.input_sizes(seed=self.seed, epoch=epoch, batch=share.step)
-        skipped: list[Skipped] = []
+        skipped = list(share.skipped)
         samples = self._samples(share, size=size, epoch=epoch, skipped=skipped)
         return collate(samples, size=size, global_images=share.global_images, skipped=skipped, room=len(share.raws))
 
@@ -179,7 +178,7 @@ class EvaluationBatch:
         self.num_classes = num_classes
 
     def __call__(self, share: RawShare, *, epoch: int) -> Batch:
-        skipped: list[Skipped] = []
+        skipped = list(share.skipped)
         decoded = decode_all(share, num_classes=self.num_classes, skipped=skipped)
         return collate(
             map(self.fit, decoded),

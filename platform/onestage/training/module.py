@@ -254,16 +254,20 @@ class DetectionModule(pl.LightningModule):
         loss = torch.stack(self.val_losses).sum() if self.val_losses else torch.zeros(())
         gathered = gather((self.found, float(loss), self.val_skipped), self.trainer.world_size)
         metrics: dict[str, float] = {}
+        num_found = 0
         if gathered is not None:
             found = sorted((one for part, _, _ in gathered for one in part), key=lambda one: one.image_id)
             metrics = {f"val/{name}": value for name, value in self.metric(found).items()}
             metrics["val/loss"] = sum(part for _, part, _ in gathered) / max(len(found), 1)
             self.found = found
+            num_found = len(found)
             if skipped := [one for _, _, part in gathered for one in part]:
                 self.skipped += skipped
                 metrics["val/skipped"] = float(len(skipped))
-        self.metrics = self.trainer.strategy.broadcast(metrics)
-        check_skipped(int(self.metrics.get("val/skipped", 0)), self.max_skipped, what="to validate on")
+        self.metrics, num_found = self.trainer.strategy.broadcast((metrics, num_found))
+        # Of no image at all there is no score, however many may be skipped.
+        limit = self.max_skipped if num_found else 0
+        check_skipped(int(self.metrics.get("val/skipped", 0)), limit, what="to validate on")
         self.log_dict(self.metrics, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
@@ -292,8 +296,9 @@ class DetectionModule(pl.LightningModule):
 def check_skipped(num_skipped: int, limit: int, *, what: str) -> None:
     """Raises InputError where more images could not be read than ``limit``; ``what`` images they are."""
     if num_skipped > limit:
+        beyond = f", more than data.max_skipped={limit}" if limit else ""
         raise InputError(
-            f"{num_skipped} images {what} could not be read, more than data.max_skipped={limit}: mend the dataset "
+            f"{num_skipped} images {what} could not be read{beyond}: mend the dataset "
             f"(`onestage data check` names what is broken), or raise data.max_skipped"
         )
 
