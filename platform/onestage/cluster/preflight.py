@@ -43,8 +43,11 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
             f"detector.num_classes is {wanted}, but {data['root']} has {classes} classes "
             f"({', '.join(manifest.classes[:8])}): leave detector.num_classes out"
         )
-    for split in ("train", "val"):
-        manifest.split(split)
+    if missing := [split for split in ("train", "val") if split not in manifest.splits]:
+        raise InputError(
+            f"{data['root']} has no split {' and no '.join(missing)}: training needs both; import the set again, "
+            f"without splits of its own with --val 0.2"
+        )
     if config["detector"].get("fit_anchors"):
         from onestage.fitting import fitted  # brings torch with it
 
