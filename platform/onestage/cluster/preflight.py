@@ -45,8 +45,8 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         )
     if missing := [split for split in ("train", "val") if split not in manifest.splits]:
         raise InputError(
-            f"{data['root']} has no split {' and no '.join(missing)}: training needs both; import the set again, "
-            f"without splits of its own with --val 0.2"
+            f"{data['root']} has no split {' and no '.join(missing)}: training needs both; import the set again "
+            f"(`onestage data import ... --val 0.2` splits one that has no splits of its own)"
         )
     if config["detector"].get("fit_anchors"):
         from onestage.fitting import fitted  # brings torch with it
