@@ -88,8 +88,8 @@ def _draw(folder: Path, console: Any) -> Path:
 def _train(out: Path, data: Path, console: Any) -> "Outcome":
     """From the last checkpoint of an unfinished quickstart where there is one, else from the start."""
     from onestage.cluster.launch import launch
-    from onestage.cluster.preflight import num_cores
     from onestage.config import compose
+    from onestage.data.threads import num_cores
 
     workers = min(2, num_cores())
     settings = [*SETTINGS, f"cluster.num_workers={workers}", f"data.root={data}", f"storage={out / 'runs'}"]

@@ -14,8 +14,9 @@ import torch
 
 from onestage.cli import main
 from onestage.cluster.launch import run_name
-from onestage.cluster.preflight import check, num_cores
+from onestage.cluster.preflight import check
 from onestage.config import compose
+from onestage.data.threads import num_cores
 from onestage.errors import InputError
 
 from .conftest import SETTINGS

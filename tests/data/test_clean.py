@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from onestage.data.clean import REMEDY, clean, turned
+from onestage.data.clean import clean, turned
 from onestage.data.formats import findings as kinds
+from onestage.data.formats.findings import REMEDY
 from onestage.data.formats.record import Annotated, Annotation, Box, Finding, Labelled, Record, Source
 from onestage.data.images import Header
 from onestage.errors import InputError
@@ -266,3 +267,19 @@ def test_order_and_progress(tmp_path: Path) -> None:
 def test_every_kind_has_its_remedy() -> None:
     named = {value for name, value in vars(kinds).items() if name.isupper() and isinstance(value, str)}
     assert named == set(REMEDY)
+
+
+def test_a_bomb_with_bytes_behind_its_end_is_left_out_as_any_that_cannot_be_read(tmp_path: Path) -> None:
+    """A header that claims 65,500 x 65,500 pixels, and so much behind the end that the whole file is looked at."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "JPEG")
+    content = bytearray(file.getvalue())
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = (65_500).to_bytes(2) * 2
+    bomb, sound = tmp_path / "bomb.jpg", tmp_path / "sound.jpg"
+    bomb.write_bytes(bytes(content) + bytes(5000))
+    sound.write_bytes(file.getvalue())
+    images = [Annotated(path=path, source=path.name, where=path.name, annotations=[]) for path in (bomb, sound)]
+    source = clean(Labelled("set", ("thing",), {"train": images}))
+    assert [record.path for record in source.splits["train"]] == [sound]
+    assert [(one.kind, one.where) for one in source.findings] == [(kinds.UNREADABLE_IMAGE, "bomb.jpg")]

@@ -127,7 +127,7 @@ def bench(
 
 
 def _check(*, num_workers: int, seconds: float) -> None:
-    from onestage.cluster.preflight import num_cores
+    from onestage.data.threads import num_cores
 
     if not 0 <= num_workers <= num_cores():
         raise InputError(f"--num-workers must be from 0 to the {num_cores()} cores there are, got {num_workers}")

@@ -184,7 +184,7 @@ def _unfinished(config: Mapping[str, Any]) -> str | None:
 
 def machine() -> str:
     """The processor, its cores that this process may use, the GPU where there is one, and torch's version."""
-    from onestage.cluster.preflight import num_cores
+    from onestage.data.threads import num_cores
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []

@@ -130,7 +130,7 @@ def _by_kind(findings: "list[Finding]") -> "dict[str, list[Finding]]":
 
 def _tell(findings: "list[Finding]") -> None:
     """Each kind with what is done about it and a few examples, on stderr."""
-    from onestage.data.clean import REMEDY
+    from onestage.data.formats.findings import REMEDY
 
     for kind, those in _by_kind(findings).items():
         print(f"{len(those):,} x {kind}: {REMEDY[kind]}", file=sys.stderr)

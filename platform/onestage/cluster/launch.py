@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onestage.cluster.job import Job
-from onestage.cluster.preflight import check, num_cores, num_gpus
+from onestage.cluster.preflight import check, num_gpus
 from onestage.cluster.progress import ProgressBar
 from onestage.cluster.resume import resumed
+from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from onestage.data.manifest import Manifest
 from onestage.data.store import StoreSettings, is_address
+from onestage.data.threads import num_cores
 from onestage.errors import InputError
 
 FITS: Final = ("letterbox", "stretch")
@@ -79,11 +80,6 @@ def _goes_on(config: dict[str, Any]) -> bool:
     """Whether a checkpoint takes the place of the first weights."""
     checkpoints = Path(config["storage"]) / (config["resume"] or "") / "checkpoints"
     return bool(config["resume"]) and (checkpoints / "last.ckpt").is_file()
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_gpus() -> int:

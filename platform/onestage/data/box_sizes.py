@@ -1,6 +1,5 @@
 """How large a split's boxes are where the network sees them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,8 @@ from torch import Tensor
 from onestage.data.faults import Unreadable
 from onestage.data.manifest import Manifest
 from onestage.data.shards import ShardReader
+from onestage.data.transforms import letterboxed
+from onestage.data.truth import named, truth_of
 from onestage.types import Skipped
 
 Fit = Literal["letterbox", "stretch"]
@@ -44,11 +45,12 @@ def box_sizes(
     manifest = Manifest.load(root)
     reader, keys = ShardReader(root, split, manifest=manifest), manifest.split(split).keys()
     reader.expect(keys)
+    num_classes = len(manifest.classes)
     found: list[Tensor] = []
     skipped: list[Skipped] = []
     for done, key in enumerate(keys, start=1):
         try:
-            found.append(_sizes(reader.read(key, members=("json",)), size=size, fit=fit))
+            found.append(_sizes(reader.read(key, members=("json",)), num_classes=num_classes, size=size, fit=fit))
         except Unreadable as error:
             skipped.append(Skipped(key, str(error)))
         if progress is not None:
@@ -56,23 +58,20 @@ def box_sizes(
     return BoxSizes(torch.cat(found) if found else torch.empty(0, 2).double(), len(found), skipped)
 
 
-def _sizes(raw: Mapping[str, Any], *, size: Sequence[int], fit: Fit) -> Tensor:
+def _sizes(raw: Mapping[str, Any], *, num_classes: int, size: Sequence[int], fit: Fit) -> Tensor:
     """The boxes' (G, 2) of one sample of a shard."""
-    try:
-        truth = json.loads(raw["json"])
-        boxes = torch.tensor(truth["boxes"], dtype=torch.float64).reshape(-1, 4)
-        wanted = ~torch.tensor(truth["crowd"], dtype=torch.bool)
-        scale = torch.tensor(_scale(truth["width"], truth["height"], size=size, fit=fit), dtype=torch.float64)
-        sizes = (boxes[:, 2:] - boxes[:, :2])[wanted] * scale
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
-        where = f"sample {raw['__key__']} in {raw.get('__url__')}"
-        raise Unreadable(f"{where} has no annotation that can be read: make the dataset again") from error
+    truth = truth_of(raw, num_classes=num_classes, sized=True)
+    width, height = truth.size
+    if width < 1 or height < 1:
+        what = f"no annotation that can be read ({width}x{height} pixels)"
+        raise Unreadable(f"{named(raw, truth.source)} has {what}: make the dataset again")
+    boxes = torch.tensor(truth.boxes, dtype=torch.float64).reshape(-1, 4)
+    sizes = (boxes[:, 2:] - boxes[:, :2])[~torch.tensor(truth.crowd, dtype=torch.bool)]
+    sizes *= torch.tensor(_scale(width, height, size=size, fit=fit), dtype=torch.float64)
     return sizes[(sizes > 0).all(dim=1) & sizes.isfinite().all(dim=1)]
 
 
 def _scale(width: float, height: float, *, size: Sequence[int], fit: Fit) -> tuple[float, float]:
-    """Factors for x and y, which are those of ``transforms.letterbox``: sides become whole pixels."""
-    if fit == "stretch":
-        return size[1] / width, size[0] / height
-    factor = min(size[0] / height, size[1] / width)
-    return max(1, round(width * factor)) / width, max(1, round(height * factor)) / height
+    """Factors for x and y."""
+    new_height, new_width = size if fit == "stretch" else letterboxed(height, width, size=size)
+    return new_width / width, new_height / height

@@ -6,9 +6,7 @@ the boxes are looked at together: which classes are rare, and what is too small 
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -20,6 +18,7 @@ from onestage.data.contents import BROKEN_SAMPLE, BROKEN_SHARD, CHANGED_SHARD, C
 from onestage.data.formats import findings as kinds
 from onestage.data.formats.record import Finding
 from onestage.data.statistics import Statistics, smallest_side
+from onestage.data.threads import in_threads, num_cores
 from onestage.errors import InputError
 
 DAMAGED: Final = "image damaged inside"
@@ -119,20 +118,11 @@ def grouped(findings: Sequence[Finding], *, packed: bool) -> list[Group]:
 def _look_at_all(contents: Contents, progress: Progress | None) -> list[_Look]:
     entries = contents.entries()
     looks: list[_Look] = []
-    # Reading, hashing and decoding all leave Python's lock to the others.
-    pool = ThreadPoolExecutor(_num_cores())
-    try:
-        for look in pool.map(partial(_look_at, packed=contents.packed), entries):
-            looks.append(look)
-            if progress is not None:
-                progress(len(looks), len(entries))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for look in in_threads(partial(_look_at, packed=contents.packed), entries, num_threads=num_cores()):
+        looks.append(look)
+        if progress is not None:
+            progress(len(looks), len(entries))
     return looks
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _look_at(entry: Entry, *, packed: bool) -> _Look:

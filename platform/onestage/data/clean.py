@@ -1,10 +1,8 @@
 """From what annotations say to what can be learnt from: a look at every image, and a finding for all that is amiss."""
 
 import os
-import struct
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -14,12 +12,10 @@ from PIL import Image
 
 from onestage.data import images
 from onestage.data.formats import findings as kinds
-from onestage.data.formats.findings import REMEDY
 from onestage.data.formats.record import Annotated, Annotation, Box, Finding, Labelled, Record, Source
 from onestage.data.images import Header
+from onestage.data.threads import in_threads
 from onestage.errors import InputError
-
-__all__ = ["REMEDY", "clean"]
 
 TOLERANCE_PX: Final = 1.0
 """How far a box may leave its image without a finding: VOC's corners count from 1, and some tools' from 0."""
@@ -37,13 +33,15 @@ IMAGES_PER_TASK: Final = 64
 def clean(labelled: Labelled, *, progress: Callable[[int, int], None] | None = None) -> Source:
     """Look at every image's first and last bytes, and mend what can be mended.
 
-    Boxes become pixels of the upright picture, on it and with area. What is amiss is a finding; ``REMEDY`` says what
-    is done about each kind. An ``InputError`` where no image is left.
+    Boxes become pixels of the upright picture, on it and with area. What is amiss is a finding; ``findings.REMEDY``
+    says what is done about each kind. An ``InputError`` where no image is left.
     """
     classes = _classes_of(labelled) if labelled.classes is None else labelled.classes
     mender = _Mender(classes, list(labelled.findings))
     num_images = sum(len(members) for members in labelled.splits.values())
-    looks = _looks([image.path for image in chain.from_iterable(labelled.splits.values())])
+    paths = [image.path for image in chain.from_iterable(labelled.splits.values())]
+    # On a network's disk, opening is all waiting.
+    looks = in_threads(_look, paths, num_threads=NUM_THREADS, items_per_task=IMAGES_PER_TASK)
     splits: dict[str, list[Record]] = {split: [] for split in labelled.splits}
     members = ((split, image) for split, images_of_it in labelled.splits.items() for image in images_of_it)
     for done, ((split, image), look) in enumerate(zip(members, looks, strict=True), start=1):
@@ -89,22 +87,11 @@ def _counted(findings: list[Finding]) -> str:
     return "; ".join(listed) or "it lists none"
 
 
-def _looks(paths: list[Path]) -> Iterator[Header | tuple[str, str]]:
-    """What ``_look`` says of each, in order, seen by threads: on a network's disk, opening is all waiting."""
-    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
-    pool = ThreadPoolExecutor(NUM_THREADS)
-    try:
-        for group in pool.map(lambda task: [_look(path) for path in task], tasks):
-            yield from group
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _look(path: Path) -> Header | tuple[str, str]:
     """The header of an image that is whole, or the kind of fault and what it is."""
     try:
         is_whole = _is_whole(path)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return kinds.UNREADABLE_IMAGE, getattr(error, "strerror", None) or str(error)
     if not is_whole:
         return kinds.CUT_SHORT, "its end is missing"
@@ -112,8 +99,6 @@ def _look(path: Path) -> Header | tuple[str, str]:
         return images.header(path)
     except InputError:
         return kinds.UNREADABLE_IMAGE, "its header is broken"
-    except (Image.DecompressionBombError, struct.error) as error:
-        return kinds.UNREADABLE_IMAGE, str(error)
 
 
 def _is_whole(path: Path) -> bool:
@@ -210,13 +195,24 @@ class _Mender:
         if box[2] <= box[0] or box[3] <= box[1]:
             self.findings.append(Finding(kinds.NO_AREA, image.where, _say(annotation, box, header)))
             return None
-        on_it = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
-        if on_it[2] <= on_it[0] or on_it[3] <= on_it[1]:
+        on_it = part_inside(box, width=width, height=height)
+        if on_it is None:
             self.findings.append(Finding(kinds.OUTSIDE, image.where, _say(annotation, box, header)))
             return None
         if any(abs(box[side] - on_it[side]) > tolerances[side % 2] for side in range(4)):
             self.findings.append(Finding(kinds.CLIPPED, image.where, _say(annotation, box, header)))
         return on_it
+
+
+def part_inside(box: Box, *, width: int, height: int) -> Box | None:
+    """The part of a box that lies on the picture, if there is one.
+
+    >>> part_inside((-5, 10, 20, 90), width=100, height=80), part_inside((100, 0, 120, 9), width=100, height=80)
+    ((0.0, 10, 20, 80.0), None)
+    """
+    left, top, right, bottom = box
+    inside = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
+    return None if inside[2] <= inside[0] or inside[3] <= inside[1] else inside
 
 
 def turned(box: Box, header: Header) -> Box:

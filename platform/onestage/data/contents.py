@@ -1,15 +1,13 @@
 """What a set holds, packed or still labelled files: every image with its boxes, and its bytes when asked for."""
 
 import hashlib
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from onestage.data import clean
 from onestage.data.faults import Unreadable
@@ -17,8 +15,9 @@ from onestage.data.formats import coco, voc, yolo
 from onestage.data.formats import findings as kinds
 from onestage.data.formats.record import Box, Finding, Record
 from onestage.data.manifest import FILE_NAME, Manifest, Shard
-from onestage.data.shards import ShardReader
+from onestage.data.shards import IMAGE_MEMBERS, ShardReader, image_of
 from onestage.data.store import is_address
+from onestage.data.truth import BadTruth, Truth
 from onestage.errors import InputError
 
 PACKED: Final = "packed"
@@ -37,7 +36,6 @@ LIKELY: Final = {
 VAGUE: Final = {"coco": ("*.json",), "yolo": ("*.yaml", "*.yml")}
 """Files that may be about anything, as Label Studio's notes.json beside labels: they count where no other does."""
 FILES: Final = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
-IMAGE_MEMBERS: Final = ("jpg", "jpeg", "png")
 
 BROKEN_SHARD: Final = "shard that can't be read"
 CHANGED_SHARD: Final = "shard that was changed"
@@ -178,10 +176,6 @@ def _changed(path: Path, shard: Shard) -> Iterator[Finding]:
         yield Finding(CHANGED_SHARD, shard.name, f"its sha256 is {sha256[:12]}… and not {shard.sha256[:12]}…")
 
 
-class _Unusable(Exception):
-    """A sample that training will skip, and why."""
-
-
 class _Packed:
     """The samples of one split's shards."""
 
@@ -192,13 +186,10 @@ class _Packed:
         self.lock = Lock()
         reader.expect(list(chain.from_iterable(shard.keys() for shard in reader.shards)))
 
-    def read(self, key: str) -> dict[str, Any]:
-        with self.lock:  # the reader closes files that another thread may be reading
-            return self.reader.read(key)
-
     def content(self, key: str) -> bytes:
         """The stored image of a sample."""
-        return _image(self.read(key))
+        with self.lock:  # the reader closes files that another thread may be reading
+            return image_of(self.reader.read(key))[1]
 
     def samples(self, shard: Shard) -> Iterator[Entry | Finding]:
         """Each sample that can be read, and what is wrong with it and with the others."""
@@ -207,9 +198,9 @@ class _Packed:
         for key in keys:
             where = f"{shard.name}, {key}"
             try:
-                yield from self._sample(key, self.read(key), where)
-            except _Unusable as error:
-                yield Finding(BROKEN_SAMPLE, where, str(error))
+                yield from self._sample(key, where)
+            except BadTruth as error:
+                yield Finding(BROKEN_SAMPLE, where, f"it has {error}")
             except Unreadable as error:
                 lost += 1
                 if len(keys) == 1 or (alone is not None and alone.what == str(error)):
@@ -223,29 +214,32 @@ class _Packed:
         if alone is not None:
             yield alone
 
-    def _sample(self, key: str, raw: dict[str, Any], where: str) -> Iterator[Entry | Finding]:
-        if not _image(raw):
-            raise _Unusable("it has no image")
-        truth = _truth(raw.get("json", b""), num_classes=self.num_classes)
+    def _sample(self, key: str, where: str) -> Iterator[Entry | Finding]:
+        with self.lock:
+            raw, sizes = self.reader.read(key, members=("json",)), self.reader.sizes(key)
+        truth = Truth.parse(raw.get("json", b""), num_classes=self.num_classes)
+        if not any(sizes.get(member) for member in IMAGE_MEMBERS):
+            raise BadTruth("no image", source=truth.source)
+        width, height = truth.size
         where = f"{where} (from {truth.source})"
         boxes: list[Box] = []
         labels: list[int] = []
         drawn = clean.Drawn()
         for box, label, crowd in zip(truth.boxes, truth.labels, truth.crowd, strict=True):
-            kind, clipped = _placed(box, width=truth.width, height=truth.height)
+            kind, clipped = _placed(box, width=width, height=height)
             if clipped is not None and drawn.has((label, crowd), clipped):
                 kind, clipped = kinds.TWICE, None
             if kind is not None:
                 corners = ", ".join(f"{side:g}" for side in box)
-                yield Finding(kind, where, f"label {label} at {corners} on {truth.width}x{truth.height}")
+                yield Finding(kind, where, f"label {label} at {corners} on {width}x{height}")
             if clipped is not None:
                 boxes.append(clipped)
                 labels.append(label)
         yield Entry(
             split=self.split,
             where=where,
-            width=truth.width,
-            height=truth.height,
+            width=width,
+            height=height,
             boxes=boxes,
             labels=labels,
             orientation=truth.orientation,
@@ -253,57 +247,11 @@ class _Packed:
         )
 
 
-class _Truth(NamedTuple):
-    """What a sample's json says that can be relied on."""
-
-    source: str
-    width: int
-    height: int
-    boxes: list[Box]
-    labels: list[int]
-    crowd: list[bool]
-    orientation: int
-
-
-def _truth(content: bytes, *, num_classes: int) -> _Truth:
-    """``_Unusable`` for whatever ``samples.decode`` would not take either."""
-    try:
-        fields = json.loads(content)
-        boxes = [(float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in fields["boxes"]]
-        truth = _Truth(
-            source=str(fields["source"]),
-            width=int(fields["width"]),
-            height=int(fields["height"]),
-            boxes=boxes,
-            labels=[int(label) for label in fields["labels"]],
-            crowd=[bool(mark) for mark in fields["crowd"]],
-            orientation=int(fields.get("orientation", 1)),
-        )
-        int(fields["image_id"])
-        if not all(map(math.isfinite, chain.from_iterable(boxes))) or truth.orientation not in range(1, 9):
-            raise ValueError("a box that is not finite, or no orientation of EXIF's")
-        counts = {len(fields[name]) for name in ("boxes", "labels", "difficult", "crowd")}
-    except KeyError as error:
-        raise _Unusable(f"its json has no field {error}") from error
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise _Unusable(f"its json can't be read ({error})") from error
-    if len(counts) > 1:
-        raise _Unusable(f"{len(boxes)} boxes but {len(truth.labels)} labels, or marks of another number")
-    if wrong := [label for label in truth.labels if not 0 <= label < num_classes]:
-        raise _Unusable(f"label {wrong[0]} where labels run from 0 to {num_classes - 1}")
-    return truth
-
-
 def _placed(box: Box, *, width: int, height: int) -> tuple[str | None, Box | None]:
     """The kind of what is wrong with a box, if anything is, and the part of it on the image, if there is one."""
     left, top, right, bottom = box
     if right <= left or bottom <= top:
         return kinds.NO_AREA, None
-    clipped = (max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+    if (clipped := clean.part_inside(box, width=width, height=height)) is None:
         return kinds.OUTSIDE, None
     return (None if clean.is_near(box, clipped, within_px=OUTSIDE_PX) else kinds.CLIPPED), clipped
-
-
-def _image(raw: dict[str, Any]) -> bytes:
-    return next((bytes(raw[member]) for member in IMAGE_MEMBERS if member in raw), b"")

@@ -119,7 +119,7 @@ class DetectionData(pl.LightningDataModule):
 
     def examples(self, split: str, num_images: int) -> list[tuple[int, Pixels]]:
         """The first images of a split with their ids, as stored: (H, W, 3) RGB; fewer where some are broken."""
-        reader = ShardReader(self.root, split, manifest=self.manifest, store=self._store)
+        reader = self._reader(split)
         keys = in_order(self.manifest, split, rank=0, world_size=1)[:num_images]
         samples = []
         for key in keys:
@@ -129,7 +129,7 @@ class DetectionData(pl.LightningDataModule):
 
     def _loader(self, split: str, *, prepare: TrainingBatch | EvaluationBatch, seed: int | None) -> Loader:
         return Loader(
-            reader=ShardReader(self.root, split, manifest=self.manifest, store=self._store),
+            reader=self._reader(split),
             manifest=self.manifest,
             split=split,
             batch_size=self.batch_size,
@@ -165,6 +165,9 @@ class DetectionData(pl.LightningDataModule):
     def _store(self) -> Store:
         """One for all readers: they share what they learn of its failures."""
         return open_store(self.root, settings=self.settings)
+
+    def _reader(self, split: str) -> ShardReader:
+        return ShardReader(self.root, split, manifest=self.manifest, store=self._store)
 
     @property
     def _world_size(self) -> int:

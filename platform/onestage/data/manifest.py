@@ -3,19 +3,17 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from onestage.data.store import StoreSettings, open_store
+from onestage.data.store import SHA256, StoreSettings, open_store
 from onestage.errors import InputError
 
 VERSION: Final = 1
 FILE_NAME: Final = "dataset.json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def key_of(image_id: int) -> str:
@@ -157,7 +155,7 @@ def _shard_from_json(fields: dict[str, Any]) -> Shard:
     # A manifest may come from elsewhere: it must not lead a reader out of its folder, nor out of its cache.
     if Path(shard.name).name != shard.name or shard.name in ("", "..") or not shard.name.isprintable():
         raise ValueError(f"shard {shard.name!r} is not a plain file name")
-    if shard.sha256 and not _SHA256.fullmatch(shard.sha256):
+    if shard.sha256 and not SHA256.fullmatch(shard.sha256):
         raise ValueError(f"shard {shard.name} has sha256 {shard.sha256[:80]!r}")
     if min(shard.num_samples, shard.num_bytes, shard.first) < 0:
         raise ValueError(f"shard {shard.name} has a number below 0")

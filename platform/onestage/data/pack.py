@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from onestage.data.formats.record import Record, Source
 from onestage.data.images import MAGIC
 from onestage.data.manifest import FILE_NAME, Manifest, Shard, Split, key_of
+from onestage.data.threads import num_cores
 from onestage.errors import InputError
 
 SAMPLES_PER_SHARD: Final = 256
@@ -415,7 +416,7 @@ def _sync(path: Path) -> None:
 
 
 def _automatic_workers() -> int:
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(MAX_WORKERS, num_cores())
 
 
 def _quiet(done: int, num_images: int) -> None:

@@ -1,8 +1,6 @@
 """From the bytes of a shard to a batch: decode, augment or only fit to the input, collate."""
 
 import hashlib
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +10,9 @@ import torch
 from onestage.data import images
 from onestage.data.faults import Unreadable
 from onestage.data.input_sizes import InputSizes
+from onestage.data.shards import image_of as stored_image
 from onestage.data.transforms import Augment, Sample, boxes_of, fit_of, image_of, pixels_of
+from onestage.data.truth import named, truth_of
 from onestage.types import XYXY, Batch, Placement, Skipped, Target
 
 
@@ -34,36 +34,19 @@ Prepare = Callable[..., Batch]
 
 def decode(raw: dict[str, Any], *, num_classes: int) -> Sample:
     """A sample of a shard with its image decoded; ``Unreadable`` names key, shard and original file of a broken one."""
-    where = f"sample {raw['__key__']} in {raw.get('__url__')}"
-    try:
-        truth = json.loads(raw["json"])
-        where = f"{where} (from {truth['source']})"
-        boxes = torch.tensor(truth["boxes"], dtype=torch.float32).reshape(-1, 4)
-        labels = torch.tensor(truth["labels"], dtype=torch.int64)
-        crowd = torch.tensor(truth["crowd"], dtype=torch.bool)
-        difficult = torch.tensor(truth["difficult"], dtype=torch.bool)
-        image_id, orientation = int(truth["image_id"]), int(truth.get("orientation", 1))
-        if not math.isfinite(float(boxes.sum())) or orientation not in range(1, 9):
-            raise ValueError("a box that is not finite, or no orientation of EXIF's")
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, RecursionError, AttributeError) as error:
-        raise Unreadable(f"{where} has no annotation that can be read: make the dataset again") from error
-    if not len(boxes) == len(labels) == len(crowd) == len(difficult):
-        raise Unreadable(f"{where} has {len(boxes)} boxes but {len(labels)} labels: make the dataset again")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        wrong = next(label for label in truth["labels"] if not 0 <= label < num_classes)
-        raise Unreadable(f"{where} has label {wrong} where labels run from 0 to {num_classes - 1}: mend its annotation")
-    content = next((raw[member] for member in ("jpg", "jpeg", "png") if member in raw), b"")
-    pixels = images.decode(content, orientation=orientation)
+    truth = truth_of(raw, num_classes=num_classes)
+    pixels = images.decode(stored_image(raw)[1], orientation=truth.orientation)
     if pixels is None:
+        where = named(raw, truth.source)
         raise Unreadable(f"{where} has an image that is corrupt or cut short: replace it and make the dataset again")
     return {
         "key": raw["__key__"],
-        "image_id": image_id,
+        "image_id": truth.image_id,
         "image": image_of(pixels),
-        "boxes": boxes_of(boxes, size=pixels.shape[:2]),
-        "labels": labels,
-        "crowd": crowd,
-        "difficult": difficult,
+        "boxes": boxes_of(torch.tensor(truth.boxes).reshape(-1, 4), size=pixels.shape[:2]),
+        "labels": torch.tensor(truth.labels, dtype=torch.int64),
+        "crowd": torch.tensor(truth.crowd, dtype=torch.bool),
+        "difficult": torch.tensor(truth.difficult, dtype=torch.bool),
         "placement": Placement(),
     }
 

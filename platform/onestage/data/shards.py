@@ -5,7 +5,7 @@ import os
 import tarfile
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -15,9 +15,15 @@ from onestage.data.order import WINDOW_SHARDS
 from onestage.data.prefetch import Prefetch
 from onestage.data.store import Store, open_store
 
-MEMBERS: Final = ("jpg", "jpeg", "png", "json")
+IMAGE_MEMBERS: Final = ("jpg", "jpeg", "png")
+MEMBERS: Final = (*IMAGE_MEMBERS, "json")
 """Nothing else in a shard is ever read: WebDataset's own decoder would unpickle what a stranger put there."""
 MAX_OPEN_SHARDS: Final = 2 * WINDOW_SHARDS
+
+
+def image_of(sample: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The member of a sample that is its image, and its bytes; both are empty where it has none."""
+    return next(((member, sample[member]) for member in IMAGE_MEMBERS if member in sample), ("", b""))
 
 
 class _Extent(NamedTuple):
@@ -76,14 +82,28 @@ class ShardReader:
             self._close(shard)
             raise self._broken(shard, f"can't be read ({error.strerror})") from error
 
-    def _content(self, shard: Shard, key: str, members: Collection[str]) -> dict[str, bytes]:
-        opened = self._open(shard)
-        if key not in opened.samples:
+    def sizes(self, key: str) -> dict[str, int]:
+        """How many bytes each stored member of the sample has, without a look into them; ``Unreadable`` as ``read``."""
+        shard = self._shard_of(key)
+        try:
+            return {member: extent.num_bytes for member, extent in self._extents(shard, key).items()}
+        except OSError as error:
+            self._close(shard)
+            raise self._broken(shard, f"can't be read ({error.strerror})") from error
+
+    def _extents(self, shard: Shard, key: str) -> dict[str, _Extent]:
+        samples = self._open(shard).samples
+        if key not in samples:
             raise self._broken(shard, f"has no sample {key}")
+        return samples[key]
+
+    def _content(self, shard: Shard, key: str, members: Collection[str]) -> dict[str, bytes]:
+        extents = self._extents(shard, key)
+        file = self._opened[shard.name].file
         content = {}
-        for member, extent in opened.samples[key].items():
+        for member, extent in extents.items():
             if member in members:
-                content[member] = os.pread(opened.file.fileno(), extent.num_bytes, extent.offset)
+                content[member] = os.pread(file.fileno(), extent.num_bytes, extent.offset)
                 if len(content[member]) < extent.num_bytes:
                     self._close(shard)
                     raise self._broken(shard, "is cut short")

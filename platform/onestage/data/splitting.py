@@ -7,12 +7,12 @@ of the rarest class are dealt out first, each to the split that lacks that class
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from onestage.data.formats.record import Record, Source
+from onestage.data.threads import in_threads
 from onestage.errors import InputError
 
 NUM_THREADS: Final = 8
@@ -62,17 +62,12 @@ def split(
 
 
 def _digests(paths: list[Path], progress: Callable[[int, int], None] | None) -> list[str]:
-    """sha256 of each file, in order; hashing lets go of the interpreter, so threads share it out."""
-    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
+    """sha256 of each file, in order."""
     digests: list[str] = []
-    pool = ThreadPoolExecutor(NUM_THREADS)
-    try:
-        for group in pool.map(lambda task: [_digest(path) for path in task], tasks):
-            digests += group
-            if progress is not None:
-                progress(len(digests), len(paths))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for digest in in_threads(_digest, paths, num_threads=NUM_THREADS, items_per_task=IMAGES_PER_TASK):
+        digests.append(digest)
+        if progress is not None:
+            progress(len(digests), len(paths))
     return digests
 
 

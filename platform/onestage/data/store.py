@@ -48,7 +48,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\")]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _WRAPPERS = {"async_wrapper", "blockcache", "cached", "data", "dir", "filecache", "generic", "libarchive"}
 _WRAPPERS |= {"reference", "simplecache", "tar", "zip"}
 _COPY_AGAIN: Final = "copy the dataset again, or import it again"
@@ -376,7 +376,7 @@ class RemoteStore:
         return _join(self._scheme, self._address, name) if name else self._address
 
     def _content(self, shard: "Shard") -> str:
-        if not _SHA256.fullmatch(shard.sha256):
+        if not SHA256.fullmatch(shard.sha256):
             raise InputError(f"{self.shown()} has no checksum for {shard.name}: make the dataset again and upload it")
         return shard.sha256
 

@@ -124,6 +124,16 @@ def resized(pixels: Pixels, *, size: Sequence[int]) -> Pixels:
     return cast(Pixels, cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 
+def letterboxed(height: float, width: float, *, size: Sequence[int]) -> tuple[int, int]:
+    """Height and width, in whole pixels, of an image that is fitted to ``size`` [H, W] with its aspect kept.
+
+    >>> letterboxed(100, 200, size=[416, 416])
+    (208, 416)
+    """
+    fit = min(size[0] / height, size[1] / width)
+    return max(1, round(height * fit)), max(1, round(width * fit))
+
+
 def letterbox(pixels: Pixels, *, size: Sequence[int], fill: float = 0.5) -> tuple[Pixels, Placement]:
     """``pixels`` resized to fit ``size`` [H, W] with their aspect kept, centred on grey ``fill`` (0 to 1).
 
@@ -132,8 +142,7 @@ def letterbox(pixels: Pixels, *, size: Sequence[int], fill: float = 0.5) -> tupl
     ((100, 100, 3), Placement(scale=(0.5, 0.5), offset=(0.0, 25.0)))
     """
     height, width = pixels.shape[:2]
-    fit = min(size[0] / height, size[1] / width)
-    new_width, new_height = max(1, round(width * fit)), max(1, round(height * fit))
+    new_height, new_width = letterboxed(height, width, size=size)
     left, top = (size[1] - new_width) // 2, (size[0] - new_height) // 2
     canvas = np.full((size[0], size[1], 3), grey(fill), np.uint8)
     canvas[top : top + new_height, left : left + new_width] = resized(pixels, size=(new_height, new_width))

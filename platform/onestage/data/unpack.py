@@ -1,6 +1,5 @@
 """A dataset folder back to files: each image's bytes as they are stored, its boxes in the format that is asked for."""
 
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,8 @@ from onestage.data.formats.stored import Stored, Writer
 from onestage.data.formats.voc import VocWriter
 from onestage.data.formats.yolo import YoloWriter
 from onestage.data.manifest import Manifest
-from onestage.data.shards import ShardReader
+from onestage.data.shards import ShardReader, image_of
+from onestage.data.truth import Truth, named, truth_of
 from onestage.errors import InputError
 
 WRITERS: Final[dict[str, type[Writer]]] = {"voc": VocWriter, "coco": CocoWriter, "yolo": YoloWriter}
@@ -75,10 +75,10 @@ def _write_all(
         reader.expect(keys)
         for key in keys:
             sample = reader.read(key)
-            truth = _truth(sample, num_classes=len(manifest.classes))
+            truth = truth_of(sample, num_classes=len(manifest.classes), sized=True)
             image = _stored(sample, truth, names)
             num_boxes += writer.add(split, image)
-            num_rotated += truth.get("orientation", 1) != 1
+            num_rotated += truth.orientation != 1
             done += 1
             if progress is not None:
                 progress(done, num_images)
@@ -89,40 +89,20 @@ def _write_all(
     return Exported(splits, lost)
 
 
-def _truth(sample: dict[str, Any], *, num_classes: int) -> dict[str, Any]:
-    """A sample's annotation, checked as far as the writers rely on it; ``Unreadable`` names the sample."""
-    try:
-        truth: dict[str, Any] = json.loads(sample["json"])
-        truth["boxes"] = [tuple(float(side) for side in box) for box in truth["boxes"]]
-        lists = [truth[part] for part in ("boxes", "labels", "difficult", "crowd")]
-        if len({len(one) for one in lists}) > 1 or any(len(box) != 4 for box in truth["boxes"]):
-            raise ValueError("lists of different lengths")
-        if not all(0 <= label < num_classes for label in truth["labels"]):
-            raise ValueError(f"labels beyond {num_classes} classes")
-        truth["width"], truth["height"] = int(truth["width"]), int(truth["height"])
-        truth["source"] = str(truth["source"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unreadable(
-            f"sample {sample['__key__']} in {sample['__url__']} has no annotation that can be read ({error}): "
-            "make the dataset again"
-        ) from error
-    return truth
-
-
-def _stored(sample: dict[str, Any], truth: dict[str, Any], names: "_Names") -> Stored:
-    member = next((member for member in ("jpg", "jpeg", "png") if member in sample), None)
-    if member is None:
-        where = f"sample {sample['__key__']} in {sample['__url__']}"
-        raise Unreadable(f"{where} has no image: make the dataset again")
+def _stored(sample: dict[str, Any], truth: Truth, names: "_Names") -> Stored:
+    member, content = image_of(sample)
+    width, height = truth.size
+    if not member:
+        raise Unreadable(f"{named(sample, truth.source)} has no image: make the dataset again")
     return Stored(
-        name=names.of(sample["__key__"], truth["source"], suffix=f".{member}"),
-        content=sample[member],
-        width=truth["width"],
-        height=truth["height"],
-        boxes=truth["boxes"],
-        labels=truth["labels"],
-        difficult=truth["difficult"],
-        crowd=truth["crowd"],
+        name=names.of(sample["__key__"], truth.source, suffix=f".{member}"),
+        content=content,
+        width=width,
+        height=height,
+        boxes=truth.boxes,
+        labels=truth.labels,
+        difficult=truth.difficult,
+        crowd=truth.crowd,
     )
 
 
