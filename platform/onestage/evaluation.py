@@ -48,12 +48,12 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
                 f"skipped {one.key}: {one.why}", style="yellow", highlight=False, markup=False, soft_wrap=True
             )
         skipped += batch.skipped
-        check_skipped(len(skipped), data.max_skipped, what=f"of {split}")
+        check_skipped(len(skipped), data.max_skipped, what=f"of {split}", such_as=skipped)
         if len(batch) == 0:
             continue
         detections = predictor.detect(batch.images)
         found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
-    check_skipped(len(skipped), data.max_skipped if found else 0, what=f"of {split}")
+    check_skipped(len(skipped), data.max_skipped if found else 0, what=f"of {split}", such_as=skipped)
     metrics = {f"{split}/{name}": value for name, value in MeanAP(classes=predictor.classes)(found).items()}
     if uri is not None:
         _log(uri, run, metrics)

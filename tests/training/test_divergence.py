@@ -212,6 +212,7 @@ def test_other_safetensors_are_refused_in_one_line(tmp_path: Path, metadata: dic
 
 TWO_RANKS = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import pytorch_lightning as pl
 import torch
@@ -222,7 +223,8 @@ from onestage.training.module import DetectionModule
 
 class ByRank(Loader):
     def __iter__(self):
-        return iter([batch(1.0), batch(float("nan") if torch.distributed.get_rank() == 1 else 1.0), batch(1.0)])
+        values = (1.0, float("nan") if torch.distributed.get_rank() == 1 else 1.0, 1.0)
+        return iter([replace(batch(value), global_images=2) for value in values])
 
 module = DetectionModule(
     detector=Scale(), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5), schedule=lambda *_: 1.0,

@@ -200,10 +200,10 @@ class DetectionModule(pl.LightningModule):
         """Every rank knows the number, so that all of them come here, and all of them stop or none does."""
         self.num_skipped += num_skipped
         self.log("data/skipped", float(self.num_skipped), batch_size=1)
-        gathered = gather(list(self._step.batch.skipped), self.trainer.world_size)
-        if gathered is not None:
-            self.skipped += [one for part in gathered for one in part]
-        check_skipped(self.num_skipped, self.max_skipped, what=f"of epoch {self.current_epoch}")
+        skipped = [one for part in all_gather(self._step.batch.skipped, self.trainer.world_size) for one in part]
+        if self.global_rank == 0:
+            self.skipped += skipped
+        check_skipped(self.num_skipped, self.max_skipped, what=f"of epoch {self.current_epoch}", such_as=skipped)
 
     def _stop_if_diverged(self, norm: Tensor) -> None:
         """Before the weights are touched, so that they, the optimizer and the average stay those of the last good step.
@@ -255,19 +255,22 @@ class DetectionModule(pl.LightningModule):
         gathered = gather((self.found, float(loss), self.val_skipped), self.trainer.world_size)
         metrics: dict[str, float] = {}
         num_found = 0
+        skipped: list[Skipped] = []
         if gathered is not None:
             found = sorted((one for part, _, _ in gathered for one in part), key=lambda one: one.image_id)
             metrics = {f"val/{name}": value for name, value in self.metric(found).items()}
             metrics["val/loss"] = sum(part for _, part, _ in gathered) / max(len(found), 1)
             self.found = found
             num_found = len(found)
-            if skipped := [one for _, _, part in gathered for one in part]:
+            skipped = [one for _, _, part in gathered for one in part]
+            if skipped:
                 self.skipped += skipped
                 metrics["val/skipped"] = float(len(skipped))
-        self.metrics, num_found = self.trainer.strategy.broadcast((metrics, num_found))
+        told = (metrics, num_found, skipped[:1])
+        self.metrics, num_found, skipped = self.trainer.strategy.broadcast(told)
         # Of no image at all there is no score, however many may be skipped.
         limit = self.max_skipped if num_found else 0
-        check_skipped(int(self.metrics.get("val/skipped", 0)), limit, what="to validate on")
+        check_skipped(int(self.metrics.get("val/skipped", 0)), limit, what="to validate on", such_as=skipped)
         self.log_dict(self.metrics, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
@@ -293,12 +296,16 @@ class DetectionModule(pl.LightningModule):
         self._start = (checkpoint["global_step"], epoch)
 
 
-def check_skipped(num_skipped: int, limit: int, *, what: str) -> None:
-    """Raises InputError where more images could not be read than ``limit``; ``what`` images they are."""
+def check_skipped(num_skipped: int, limit: int, *, what: str, such_as: Sequence[Skipped]) -> None:
+    """Raises InputError where more images could not be read than ``limit``; ``what`` images they are.
+
+    The first of ``such_as`` is named with its reason: the same words on all ranks.
+    """
     if num_skipped > limit:
         beyond = f", more than data.max_skipped={limit}" if limit else ""
+        example = f" (such as {such_as[0].key}: {such_as[0].why})" if such_as else ""
         raise InputError(
-            f"{num_skipped} images {what} could not be read{beyond}: mend the dataset "
+            f"{num_skipped} images {what} could not be read{example}{beyond}: mend the dataset "
             f"(`onestage data check` names what is broken), or raise data.max_skipped"
         )
 
@@ -336,4 +343,13 @@ def gather(value: Any, world_size: int) -> list[Any] | None:
         return [value]
     gathered = [None] * world_size if torch.distributed.get_rank() == 0 else None
     torch.distributed.gather_object(value, gathered)
+    return gathered
+
+
+def all_gather(value: Any, world_size: int) -> list[Any]:
+    """The ranks' values on every rank."""
+    if world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size
+    torch.distributed.all_gather_object(gathered, value)
     return gathered
