@@ -156,7 +156,7 @@ def test_more_skipped_images_than_allowed_end_the_training_with_one_line(tmp_pat
     batches = [batch(1.0, skipped=1), batch(2.0, skipped=1)]
     with pytest.raises(
         InputError,
-        match=r"2 images of epoch 0 could .* \(such as 000900: its shard is missing\), more than data.max_skipped=1: mend",
+        match=r"2 images of epoch 0 .* \(such as 000900: its shard is missing\), more than data.max_skipped=1: mend",
     ):
         skipping(tmp_path, max_skipped=1, batches=batches, val=[batch(5.0)])
 

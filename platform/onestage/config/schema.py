@@ -55,16 +55,26 @@ class Trainer:
 class Checkpoint:
     every_steps: int | None = None
     every_minutes: float | None = None
+    keep: int = MISSING
 
 
 @dataclass
 class Cluster:
     kind: str = MISSING
+    address: str | None = None
     num_workers: int = MISSING
+    min_workers: int | None = None
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
+    global_batch: int | None = None
+    sync_norm: bool = MISSING
     max_failures: int = MISSING
+    backoff_s: float = MISSING
     start_timeout_s: float = MISSING
+    wait: float = MISSING
+    hang: float = MISSING
+    ship: bool = MISSING
+    env: list[str] = MISSING
 
 
 @dataclass
