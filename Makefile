@@ -1,9 +1,10 @@
 # make quickstart: the whole road on data drawn here. make test: checks and the quick tests.
+# make test-all: the slow ones. make test-cluster: those on hosts in network namespaces, as root.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-all check format constraints clean
+.PHONY: setup quickstart test test-all test-cluster check format constraints clean
 
 setup: $(READY)
 
@@ -23,10 +24,13 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not cluster'
 
 test-all: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not cluster'
+
+test-cluster: setup
+	$(BIN)/pytest -m cluster
 
 format: setup
 	$(BIN)/ruff check --fix .

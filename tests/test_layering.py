@@ -29,15 +29,15 @@ ROOMS = {
         "config data drawing errors inference metrics training types", "cv2 numpy rich torch", lazily="tracking"
     ),
     "bench": Room(
-        "config data errors training types",
-        "PIL cv2 numpy rich simplejpeg torch torchvision webdataset",
-        lazily="cluster evaluation",
+        "cluster config data errors training types",
+        "PIL cv2 numpy psutil pytorch_lightning rich simplejpeg torch torchvision webdataset",
+        lazily="evaluation",
     ),
     "export": Room("config errors inference weights", lazily="tracking"),
     "replay": Room("config training types", "torch"),
     "cluster": Room(
         "config data errors metrics tracking training types",
-        "pytorch_lightning ray rich safetensors torch",
+        "filelock fsspec hatchling psutil pyarrow pytorch_lightning ray rich safetensors torch torchvision",
         lazily="fitting",
     ),
     "tracking": Room("errors types", "PIL cv2 mlflow numpy pandas psutil", lazily="inference"),
@@ -71,7 +71,7 @@ AT_HOME = {
     "mlflow": "tracking",
     "hydra": "config",
     "omegaconf": "config",
-    "pytorch_lightning": "cluster data training",
+    "pytorch_lightning": "bench cluster data training",
     "webdataset": "bench data",
     "torchmetrics": "metrics",
 }

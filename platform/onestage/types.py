@@ -96,14 +96,24 @@ class Skipped(NamedTuple):
     why: str
 
 
+class Part(NamedTuple):
+    """Which of a step's micro-batches a batch is, from 0, and ``of`` how many: gradients add up until the last."""
+
+    number: int = 0
+    of: int = 1
+
+
+WHOLE = Part()
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One rank's share of a step.
+    """One rank's share of a step, or ``part`` of that share, a micro-batch.
 
     ``images`` (B, 3, H, W), uint8 or float in [0, 1], RGB; ``global_images`` counts the images of the whole step over
     all ranks, so that a short last batch is weighted by what it holds (0: this batch is the whole step). ``skipped``
     images are counted there, but not among this rank's B. ``colour`` (B, 3), where it is there, are the changes of
-    colour that are left to the training device.
+    colour that are left to the training device. Every rank takes as many parts of a step; any may be empty.
     """
 
     images: Tensor
@@ -112,9 +122,15 @@ class Batch:
     global_images: int = field(default=0)
     skipped: Sequence[Skipped] = ()
     colour: Tensor | None = None
+    part: Part = WHOLE
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the optimizer steps behind this one."""
+        return self.part.number + 1 == self.part.of
 
     def step_images(self, world_size: int) -> int:
         """The images of the whole step, over all ranks."""

@@ -165,7 +165,7 @@ def test_a_resume_does_not_ask_for_the_first_weights(digits: Path, tmp_path: Pat
         check(compose("train", overrides))
     checkpoint = tmp_path / "0123abcd" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    checkpoint.touch()
+    torch.save({"global_step": 1}, checkpoint)
     check(compose("train", overrides))
 
 

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ class Interrupted(Exception):
 
 
 class Recorder(pl.LightningModule):
-    """Records the keys of each step whose optimizer step was taken."""
+    """Records the keys of each step that was begun, with those of all its micro-batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +61,9 @@ class Recorder(pl.LightningModule):
         self.steps: list[list[str]] = []
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
-        self.steps.append(list(batch.keys))
+        if batch.part.number == 0:
+            self.steps.append([])
+        self.steps[-1] += batch.keys
         return (self.weight * batch.images.float().mean()).sum()
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -99,6 +102,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks or [],
+        accumulate_grad_batches=data.accumulate(1),
         **settings,
     )
     with suppress(Interrupted):
@@ -209,6 +213,99 @@ def test_resumed_twice(
     seen += fit(data_of(dataset), resume=paths[0], callbacks=callbacks)
     seen += fit(data_of(dataset), resume=paths[1])
     assert seen == expected_steps
+
+
+def in_steps_of(global_batch: int, data: DetectionData) -> DetectionData:
+    data.global_batch = global_batch
+    return data
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 1), (1, 4), (1, 3), (3, 2)])
+@pytest.mark.parametrize(
+    ("hook", "after"),
+    [
+        ("on_train_batch_end", 2),
+        ("on_train_batch_end", 8),
+        ("on_train_epoch_end", 5),
+        ("on_validation_end", 5),
+        ("on_before_backward", 6),
+    ],
+)
+def test_resumed_with_other_micro_batches_training_sees_just_the_next_steps(
+    data_of: DataOf,
+    dataset: Path,
+    tmp_path: Path,
+    hook: str,
+    after: int,
+    first: int,
+    second: int,
+    expected_steps: list[list[str]],
+) -> None:
+    """As where workers come or go: the step stays what it is, in one, two or four parts."""
+    path = tmp_path / "last.ckpt"
+    callbacks: list[pl.Callback] = [SaveAndStop(path, hook=hook, after=after)]
+    seen = fit(in_steps_of(4, data_of(dataset, batch_size=first)), callbacks=callbacks)[:after]
+    seen += fit(in_steps_of(4, data_of(dataset, batch_size=second)), resume=path)
+    assert seen == expected_steps
+
+
+class SaveWithinAStep(pl.Callback):
+    """Saves behind a micro-batch with which the optimizer has not stepped, ``steps`` after the first, and stops."""
+
+    def __init__(self, path: Path, *, steps: int, part: int) -> None:
+        self.path = path
+        self.place = (steps, part)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: object, outputs: object, batch: Batch, idx: int) -> None:
+        if (trainer.global_step, batch.part.number) == self.place:
+            trainer.save_checkpoint(self.path)
+            raise Interrupted
+
+
+@pytest.mark.parametrize("second", [1, 2, 4])
+@pytest.mark.parametrize(("steps", "part"), [(0, 1), (2, 2), (4, 0), (5, 0), (7, 1)])
+def test_a_checkpoint_between_micro_batches_repeats_their_step(
+    data_of: DataOf, dataset: Path, tmp_path: Path, expected_steps: list[list[str]], second: int, steps: int, part: int
+) -> None:
+    path = tmp_path / "last.ckpt"
+    fit(in_steps_of(4, data_of(dataset, batch_size=1)), callbacks=[SaveWithinAStep(path, steps=steps, part=part)])
+    assert fit(in_steps_of(4, data_of(dataset, batch_size=second)), resume=path) == expected_steps[steps:]
+
+
+def test_lightnings_counters_are_put_to_the_first_micro_batch_of_the_step(
+    data_of: DataOf, dataset: Path, tmp_path: Path
+) -> None:
+    """Two steps into the second epoch of five: eight batches done with one worker, four with two, two with five."""
+    path = tmp_path / "last.ckpt"
+    fit(
+        in_steps_of(4, data_of(dataset, batch_size=1)),
+        callbacks=[SaveAndStop(path, hook="on_train_batch_end", after=7)],
+    )
+    for world_size, batches in ((1, 8), (2, 4), (5, 2)):
+        data = in_steps_of(4, data_of(dataset, batch_size=1))
+        data.trainer = SimpleNamespace(world_size=world_size)  # type: ignore[assignment]
+        checkpoint = torch.load(path, weights_only=True)
+        assert data.realign(checkpoint) == 1 + Fraction(2, 5)
+        current = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        assert current["processed"] == batches
+
+
+def test_a_trainer_that_accumulates_otherwise_is_refused(data_of: DataOf, dataset: Path) -> None:
+    data = in_steps_of(4, data_of(dataset, batch_size=1))
+    data.trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=1, global_rank=0)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"need Trainer\(accumulate_grad_batches=2\) for this data, got 1"):
+        data.train_dataloader()
+
+
+def test_evaluation_takes_no_global_batch(data_of: DataOf, dataset: Path) -> None:
+    """Five images, three at once."""
+    data = in_steps_of(40, data_of(dataset, batch_size=3))
+    assert [len(batch) for batch in data.val_dataloader()] == [3, 2]
+
+
+def test_a_global_batch_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"need cluster\.global_batch >= 1, got 0"):
+        DetectionData(root="nowhere", batch_size=1, global_batch=0, input_size=[32, 32], augment={}, seed=0)
 
 
 def test_folder_without_a_dataset(data_of: DataOf, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from onestage.data.datamodule import DetectionData
+from onestage.data.input_sizes import InputSizes
 from onestage.data.loader import Loader
 from onestage.types import Batch, Placement
 
@@ -20,6 +21,11 @@ DataOf = Callable[..., DetectionData]
 def rank_of(loader: Loader, rank: int, world_size: int) -> Loader:
     loader.rank, loader.world_size = rank, world_size
     return loader
+
+
+def in_steps_of(global_batch: int, data: DetectionData) -> DetectionData:
+    data.global_batch = global_batch
+    return data
 
 
 def by_key(batches: list[Batch]) -> dict[str, tuple[torch.Tensor, Any]]:
@@ -146,6 +152,92 @@ def test_another_world_goes_on_at_the_very_next_image(
     assert left == Counter(key for step in expected_steps[2:5] for key in step)
     global_batch = batch_size * world_size
     assert steps == {-(-19 // global_batch) - 8 // global_batch}
+
+
+def steps_of(batches: Iterable[Batch]) -> list[list[str]]:
+    """The keys of each step, put together from its micro-batches."""
+    steps: list[list[str]] = [[]]
+    for batch in batches:
+        steps[-1] += batch.keys
+        if batch.ends_step:
+            steps.append([])
+    assert steps.pop() == []
+    return steps
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_global_batch_comes_in_micro_batches(
+    data_of: DataOf, dataset: Path, num_workers: int, expected_steps: list[list[str]]
+) -> None:
+    loader = in_steps_of(4, data_of(dataset, num_workers=num_workers, batch_size=3)).train_dataloader()
+    batches = list(loader)
+    assert len(loader) == len(batches) == 10
+    assert [len(batch) for batch in batches] == [2, 2] * 4 + [2, 1]
+    assert [batch.global_images for batch in batches] == [4, 4] * 4 + [3, 3]
+    assert [tuple(batch.part) for batch in batches] == [(0, 2), (1, 2)] * 5
+    assert steps_of(batches) == expected_steps[:5]
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(4, 1), (1, 2), (2, 3), (1, 5), (3, 1)])
+def test_micro_batches_of_a_step_share_their_size_on_all_ranks_and_their_images_are_the_same(
+    data_of: DataOf, dataset: Path, batch_size: int, world_size: int
+) -> None:
+    """Of multi-scale training; one rank with whole steps says what each step has."""
+    sizes = InputSizes(size=[32, 48], min=32, max=96, step=32, every=1)
+    whole = list(data_of(dataset, input_sizes=sizes).train_dataloader())
+    assert len({batch.images.shape[2:] for batch in whole}) > 1
+    shared: dict[str, tuple[torch.Tensor, Any]] = {}
+    for rank in range(world_size):
+        data = in_steps_of(4, data_of(dataset, batch_size=batch_size, input_sizes=sizes))
+        loader = rank_of(data.train_dataloader(), rank, world_size)
+        batches = list(loader)
+        parts = data.accumulate(world_size)
+        assert [batch.images.shape[2:] for batch in batches] == [
+            step.images.shape[2:] for step in whole for _ in range(parts)
+        ]
+        shared |= by_key(batches)
+    for key, (image, target) in by_key(whole).items():
+        assert torch.equal(image, shared[key][0])
+        assert torch.equal(target.boxes, shared[key][1].boxes)
+
+
+def test_a_step_counts_as_trained_with_its_last_micro_batch(data_of: DataOf, dataset: Path) -> None:
+    loader = in_steps_of(4, data_of(dataset, batch_size=1)).train_dataloader()
+    batches = iter(loader)
+    reached = []
+    for _ in range(9):
+        next(batches)
+        reached.append(loader.state_dict()["images"])
+    assert reached == [0, 0, 0, 4, 4, 4, 4, 8, 8]
+    loader.in_flight = lambda: 1
+    next(batches), next(batches), next(batches)
+    assert loader.state_dict() == {"epoch": 0, "images": 8}
+
+
+def test_workers_that_come_and_go_train_each_step_as_it_is(
+    data_of: DataOf, dataset: Path, expected_steps: list[list[str]]
+) -> None:
+    """Three workers, then one, then two: two steps each, in two, four and two micro-batches; the last step is short."""
+    state = {"epoch": 0, "images": 0}
+    steps: list[set[str]] = []
+    for world_size in (3, 1, 2):
+        loaders = [
+            rank_of(in_steps_of(4, data_of(dataset, batch_size=1)).train_dataloader(), rank, world_size)
+            for rank in range(world_size)
+        ]
+        taken: list[set[str]] = [set(), set()]
+        states = []
+        for loader in loaders:
+            loader.load_state_dict(state)
+            parts = loader.steps.num_parts
+            for keys, batch in zip([one for one in taken for _ in range(parts)], loader, strict=False):
+                keys.update(batch.keys)
+            states.append(loader.state_dict())
+        state = states[0]
+        assert states == [state] * world_size
+        steps += [one for one in taken if one]
+    assert steps == [set(step) for step in expected_steps[:5]]
+    assert state == {"epoch": 0, "images": 19}
 
 
 def test_a_step_begun_in_its_middle_does_not_start_before_it(data_of: DataOf, dataset: Path) -> None:

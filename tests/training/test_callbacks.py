@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from onestage.drawing import COLOURS
-from onestage.training.callbacks import BatchPicture, Ema, sheet
+from onestage.training.callbacks import BatchPicture, Ema, StopWhenAsked, sheet
 from onestage.training.module import DetectionModule
+from onestage.training.stopped import Stopped
 from onestage.types import XYXY, Batch, Target
 
 
@@ -189,3 +190,27 @@ class TestBatchPicture:
         assert torch.equal(torch.get_rng_state(), state)
         assert not torch.equal(having.detector.weight, torch.ones(3, 1, 1))  # type: ignore[arg-type]
         assert torch.equal(having.detector.weight, without.detector.weight)  # type: ignore[arg-type]
+
+
+class TestStopWhenAsked:
+    """Three steps an epoch."""
+
+    @pytest.mark.parametrize(("asked_at", "stopped_at"), [(0, 1), (1, 2), (2, 3), (3, 4)])
+    def test_stops_behind_the_step_with_a_checkpoint(self, asked_at: int, stopped_at: int, tmp_path: Path) -> None:
+        """Asked before the step after ``asked_at``; behind an epoch's last step too, where a resume starts an epoch."""
+        saved: list[int] = []
+        steps: list[int] = []
+
+        class Count(pl.Callback):
+            def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+                steps.append(trainer.global_step)
+
+        callback = StopWhenAsked(lambda: steps[-1] >= asked_at, save=lambda trainer: saved.append(trainer.global_step))
+        with pytest.raises(Stopped, match=f"stopped at step {stopped_at}, checkpoint saved"):
+            trained(tmp_path, Count(), callback)
+        assert saved == [stopped_at]
+        assert steps[-1] == stopped_at - 1
+
+    def test_not_asked_it_ends_as_ever(self, tmp_path: Path) -> None:
+        trainer, _ = trained(tmp_path, StopWhenAsked(lambda: False, save=lambda trainer: pytest.fail("saved")))
+        assert trainer.global_step == 6

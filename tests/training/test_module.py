@@ -1,6 +1,7 @@
 """The Lightning module with a detector of one weight, so that every number can be worked out by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from onestage.errors import InputError
+from onestage.training.divergence import BadBatch, Diverged
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule, Found, in_original, to_float
-from onestage.types import AS_IT_IS, XYXY, Batch, Detections, Placement, Skipped, Target
+from onestage.types import AS_IT_IS, XYXY, Batch, Detections, Part, Placement, Skipped, Target
 
 
 class Scale(nn.Module):
@@ -123,6 +125,135 @@ def test_every_part_of_the_loss_is_logged_by_name(fitted: Any) -> None:
     assert first["train/grad_norm"] == pytest.approx((6.0**2 + 3.0**2) ** 0.5)  # of weight and bias
 
 
+def micro_batches(*batches: Batch) -> list[Batch]:
+    """Batches as the parts of one step."""
+    num_images = sum(one.global_images for one in batches)
+    return [
+        replace(one, global_images=num_images, part=Part(number, len(batches))) for number, one in enumerate(batches)
+    ]
+
+
+NOTHING = Batch(torch.empty(0, 3, 2, 2), [], [])
+
+
+def accumulated(folder: Path, batches: list[Batch], **options: Any) -> tuple[DetectionModule, list[dict[str, float]]]:
+    """A training on two micro-batches a step with a rate of 0.5, and what it logged at each step."""
+    logged: list[dict[str, float]] = []
+    module = made(Scale(), lambda epoch, num_epochs: 1.0)
+    module.max_skipped = 1
+    trainer = quiet(
+        folder,
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        logger=SinkLogger(lambda metrics, step: logged.append(metrics)),
+        enable_checkpointing=False,
+        **options,
+    )
+    trainer.fit(module, Loader(batches), Loader([batch(5.0)]))
+    return module, [metrics for metrics in logged if "train/loss" in metrics]
+
+
+def test_a_step_of_several_micro_batches_is_the_mean_over_its_images(tmp_path: Path) -> None:
+    """Images 1, 3 and 8: their mean is 4, and the loss three times that, though the parts hold two and one.
+
+    With a weight of 1 that decays by 0.1, a step of 0.5 leads to 1 - 0.5 * (3 * 4 + 0.1); the bias gets 3.
+    """
+    module, (first,) = accumulated(tmp_path, micro_batches(batch(1.0, 3.0), batch(8.0)))
+    assert first["train/loss"] == pytest.approx(12.0)
+    assert (first["train/loss/box"], first["train/loss/class"]) == pytest.approx((4.0, 8.0))
+    assert first["train/grad_norm"] == pytest.approx((12.0**2 + 3.0**2) ** 0.5)
+    assert module.detector.weight.item() == pytest.approx(1 - 0.5 * 12.1)
+    assert module.images_seen == module.detector.seen.item() == 3
+    assert module._epoch(module.global_step) == 1
+
+
+@pytest.mark.parametrize("parts", [(batch(2.0, 6.0), NOTHING), (NOTHING, batch(2.0, 6.0))])
+def test_an_empty_micro_batch_changes_nothing(tmp_path: Path, parts: tuple[Batch, Batch]) -> None:
+    module, (first,) = accumulated(tmp_path, micro_batches(*parts))
+    assert first["train/loss"] == pytest.approx(12.0)
+    assert module.detector.weight.item() == pytest.approx(1 - 0.5 * 12.1)
+
+
+def test_skipped_images_of_all_micro_batches_count_once(tmp_path: Path) -> None:
+    parts = micro_batches(batch(2.0, skipped=1), batch(6.0))
+    module, (first,) = accumulated(tmp_path, parts)
+    assert first["data/skipped"] == 1.0
+    assert [one.key for one in module.skipped] == ["000900"]
+    assert first["train/loss"] == pytest.approx(3 * (2.0 + 6.0) / 3)  # of three images one counts as nothing
+    with pytest.raises(InputError, match=r"2 images of epoch 0 could not be read .*data\.max_skipped=1"):
+        accumulated(tmp_path, micro_batches(batch(2.0, skipped=1), batch(6.0, skipped=1)))
+
+
+def test_a_diverged_step_names_the_micro_batch_that_did_it(tmp_path: Path) -> None:
+    bad = replace(batch(float("nan")), keys=["000007"])
+    with pytest.raises(Diverged, match=r"step 0: the loss is nan; .*, images 000007: "):
+        accumulated(tmp_path, micro_batches(batch(1.0, 3.0), bad))
+    assert BadBatch.load(tmp_path / "bad_batch" / "step-0-rank-0.safetensors").weights["seen"].item() == 0
+
+
+class Steep(Scale):
+    """Finite at zero, with a gradient that is not."""
+
+    def losses(self, output: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        return {"box": (output - output.detach()).mean().sqrt()}
+
+
+def test_where_no_loss_is_to_blame_all_micro_batches_are_saved_as_one(tmp_path: Path) -> None:
+    module = made(Steep(), lambda epoch, num_epochs: 1.0)
+    trainer = quiet(tmp_path, max_epochs=1, accumulate_grad_batches=2, logger=False, enable_checkpointing=False)
+    with pytest.raises(Diverged, match=r"step 0: the gradient is not finite, the loss is 0; rank 0 \(box 0\)"):
+        trainer.fit(module, Loader(micro_batches(batch(1.0, 3.0), batch(8.0))), Loader([]))
+    saved = BadBatch.load(tmp_path / "bad_batch" / "step-0-rank-0.safetensors").batch
+    assert saved.images[:, 0, 0, 0].tolist() == [1.0, 3.0, 8.0]
+    assert [target.image_id for target in saved.targets] == [0, 1, 0]
+
+
+class Drawing(Scale):
+    """Notes what its random draws are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def losses(self, output: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        self.drawn.append(torch.rand(()).item())
+        return super().losses(output, targets)
+
+
+def test_every_micro_batch_draws_numbers_of_its_own(tmp_path: Path) -> None:
+    drawn = []
+    for _ in range(2):
+        detector = Drawing()
+        trainer = quiet(tmp_path, max_epochs=1, accumulate_grad_batches=2, logger=False, enable_checkpointing=False)
+        parts = micro_batches(batch(1.0), batch(1.0))
+        trainer.fit(made(detector, lambda epoch, num_epochs: 1.0), Loader(parts * 2), Loader([]))
+        drawn.append(detector.drawn)
+    assert len(set(drawn[0])) == 4
+    assert drawn[0] == drawn[1]
+
+
+class AsksToStop(pl.Callback):
+    """Asks before the batch with number ``asked_at``, and notes behind each batch whether the ranks agreed."""
+
+    def __init__(self, asked_at: int) -> None:
+        self.asked_at = asked_at
+        self.agreed: list[bool] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == self.asked_at:
+            module.stop_asked = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, idx: int) -> None:
+        self.agreed.append(module.stop_agreed)
+
+
+@pytest.mark.parametrize("asked_at", [2, 3])
+def test_a_stop_that_is_asked_for_is_agreed_at_the_end_of_the_step(tmp_path: Path, asked_at: int) -> None:
+    asking = AsksToStop(asked_at)
+    accumulated(tmp_path, micro_batches(batch(1.0), batch(1.0)) * 3, callbacks=[asking])
+    assert asking.agreed == [False, False, False, True, True, True]
+
+
 def skipping(
     folder: Path, *, max_skipped: int, batches: list[Batch], val: list[Batch]
 ) -> tuple[list[str], list[dict[str, float]]]:
@@ -191,7 +322,9 @@ def test_a_bias_for_each_place_of_a_map_does_not_decay_either() -> None:
     module = made(Scale(), lambda epoch, num_epochs: 1.0)
     module.detector.local = nn.Module()
     module.detector.local.bias = nn.Parameter(torch.zeros(2, 3, 3))
-    module._trainer = SimpleNamespace(estimated_stepping_batches=4, num_training_batches=2)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(  # type: ignore[assignment]
+        estimated_stepping_batches=4, num_training_batches=2, accumulate_grad_batches=1
+    )
     decayed, free = module.configure_optimizers()["optimizer"].param_groups
     assert [p.shape for p in decayed["params"]] == [(1, 1)]
     assert [p.shape for p in free["params"]] == [(1,), (2, 3, 3)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.cli import anchors, bench, data
+from onestage.cli import anchors, bench, cluster, data, doctor, jobs
 from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
@@ -69,6 +69,11 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _train(config: dict[str, Any]) -> int:
+    cluster = config["cluster"]
+    if cluster["kind"] == "ray" and (cluster["address"] or "").startswith(("http://", "https://")):
+        from onestage.cluster.jobs import submit_and_follow
+
+        return submit_and_follow("train", config["overrides"], config)
     from onestage.cluster.launch import launch
 
     outcome = launch(config)
@@ -123,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
 
     data.add(verbs)
     anchors.add(verbs)
+    jobs.add(verbs)
+    cluster.add(verbs)
+    doctor.add(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="COCO metrics of a run on a split")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")

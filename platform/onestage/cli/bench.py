@@ -31,6 +31,28 @@ def add(verbs: Any) -> None:
     data.add_argument("--seconds", type=float, default=60.0, help="to measure for, about (default: 60)")
     _add_output(data)
     data.set_defaults(run=_bench_data)
+    launch = bench.add_parser("launch", help="the same training under Ray Train and under torchrun, side by side")
+    launch.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    launch.add_argument("--steps", type=int, default=600, help="of each training (default: 600)")
+    launch.add_argument("--rounds", type=int, default=3, help="trainings each way (default: 3)")
+    launch.add_argument("--storage", type=Path, default=Path("bench/launch"), help="folder of the trainings")
+    _add_output(launch)
+    launch.set_defaults(run=_bench_launch)
+    chaos = bench.add_parser(
+        "chaos", help="harm a training on three hosts at random, and say what each harm cost (root)"
+    )
+    chaos.add_argument("--kills", type=int, default=20, help="harms (default: 20)")
+    chaos.add_argument("--seed", type=int, default=0, help="of kinds and times (default: 0)")
+    chaos.add_argument("--data", type=Path, help="dataset folder to train on (default: scenes drawn here)")
+    chaos.add_argument("--storage", type=Path, default=Path("bench/chaos"), help="folder of the run and its logs")
+    _add_output(chaos)
+    chaos.set_defaults(run=_bench_chaos)
+    checkpoints = bench.add_parser("checkpoints", help="what a checkpoint a minute costs the full YOLOv3")
+    checkpoints.add_argument("--rounds", type=int, default=5, help="checkpoints to measure (default: 5)")
+    checkpoints.add_argument("--input-size", type=int, default=256, help="side of the image in pixels (default: 256)")
+    checkpoints.add_argument("--storage", type=Path, default=Path("bench/checkpoints"), help="folder to write to")
+    _add_output(checkpoints)
+    checkpoints.set_defaults(run=_bench_checkpoints)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +80,47 @@ def _bench_data(options: argparse.Namespace) -> int:
     report = bench(data=options.data, num_workers=options.num_workers, seconds=options.seconds)
     _hand_out(report, markdown(report), options)
     return DONE
+
+
+def _bench_launch(options: argparse.Namespace) -> int:
+    from onestage.bench.launch import bench, markdown
+
+    report = bench(
+        workers=options.workers,
+        steps=options.steps,
+        rounds=options.rounds,
+        folder=options.storage,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    _hand_out(report, markdown(report), options)
+    return DONE
+
+
+def _bench_chaos(options: argparse.Namespace) -> int:
+    from onestage.bench.chaos import bench, is_whole, markdown
+
+    report = bench(
+        kills=options.kills,
+        seed=options.seed,
+        data=options.data,
+        folder=options.storage,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    _hand_out(report, markdown(report), options)
+    return DONE if is_whole(report) else FAILED
+
+
+def _bench_checkpoints(options: argparse.Namespace) -> int:
+    from onestage.bench.checkpoints import bench, markdown
+
+    report = bench(
+        folder=options.storage,
+        rounds=options.rounds,
+        input_size=options.input_size,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    _hand_out(report, markdown(report), options)
+    return DONE if report["fits"] and not report["notes"] else FAILED
 
 
 def _hand_out(report: dict[str, Any], text: str, options: argparse.Namespace) -> None:

@@ -2,29 +2,37 @@
 
 import contextlib
 import json
-import signal
+import os
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+from onestage.cluster.history import History, Summary
 from onestage.cluster.job import Job
 from onestage.cluster.preflight import check, num_gpus
 from onestage.cluster.progress import ProgressBar
 from onestage.cluster.resume import resumed
+from onestage.cluster.stop import Preempted, Stop
+from onestage.cluster.storage import RunFolder, check_storage
 from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How MLflow knows a run's end."""
 
-
-class Preempted(BaseException):
-    """SIGTERM: the machine is wanted back."""
+ENDINGS: Final = {
+    DONE: "finished",
+    FAILED: "failed",
+    WRONG_INPUT: "failed",
+    INTERRUPTED: "interrupted",
+    PREEMPTED: "preempted",
+}
+"""How the run's history knows it, by exit code."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Outcome:
     checkpoint: str | None
     tracking_uri: str | None
     reason: str | None = None
+    history: Summary | None = None
 
     @property
     def diverged(self) -> bool:
@@ -48,7 +57,7 @@ class Outcome:
     @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return self.status != "FINISHED" and (self.folder / "checkpoints" / "last.ckpt").is_file()
+        return self.status != "FINISHED" and any((self.folder / "checkpoints").glob("last*.ckpt"))
 
 
 def launch(config: dict[str, Any]) -> Outcome:
@@ -62,18 +71,34 @@ def launch(config: dict[str, Any]) -> Outcome:
     uri = store_uri(config)
     if config["resume"]:
         config = check(resumed(config, uri))
+        check_storage(config["storage"])
         run_id = config["resume"]
         _reopen_run(uri, run_id)
     else:
         config = check(config)
         run_id = _open_run(uri, config)
-    folder = Path(config["storage"]) / run_id
+    folder = RunFolder(config["storage"], run_id).local
     ending = _train(Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri))
     if uri is not None:
         from onestage.tracking import runs
 
         runs.end_run(uri, run_id, ending.status, ending.reason)
+        if ending.history is not None and ending.history["restarts"]:
+            _log_restarts(uri, run_id, ending.history)
     return ending
+
+
+def _log_restarts(uri: str, run_id: str, history: Summary) -> None:
+    """What the losses of this run cost, beside its other numbers; where the server is away, the file has it."""
+    from onestage.tracking import runs
+
+    numbers = {
+        "cluster/restarts": history["restarts"],
+        "cluster/lost_images": history["lost_images"],
+        "cluster/recovery_s": sum(history["recovery_s"]),
+    }
+    with contextlib.suppress(Exception):
+        runs.log_summary(uri, run_id, numbers)
 
 
 def _train(job: Job) -> Outcome:
@@ -82,12 +107,21 @@ def _train(job: Job) -> Outcome:
     status: Status = "FAILED"
     code, reason = FAILED, None
     result: dict[str, Any] = {}
+    history: History | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "config.json", job["config"])
+        RunFolder(job["config"]["storage"], job["run_id"]).send(folder / "config.json")
         print(f"run {job['run_id']}", file=sys.stderr)  # what resume= asks for, should the machine die
-        with _sigterm_raises(), ProgressBar() as bar:
-            result = _run(job, bar)
+        stop = Stop()
+        with stop.signals(), ProgressBar() as bar:
+            history = History(folder / "history.jsonl", say=lambda text: bar({"note": text}))
+
+            def hear(message: dict[str, Any]) -> None:
+                history.hear(message)
+                bar(message)
+
+            result = _run(job, hear, stop)
         status, code = "FINISHED", DONE
     except InputError as error:
         code, reason = WRONG_INPUT, str(error)
@@ -100,6 +134,8 @@ def _train(job: Job) -> Outcome:
         with contextlib.suppress(OSError):  # a full disk may be what ended it
             (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
             reason += f" (the whole story: {folder / 'error.txt'})"
+    if history is not None:
+        history.end(ENDINGS[code], reason)
     return Outcome(
         run_id=job["run_id"],
         status=status,
@@ -109,17 +145,22 @@ def _train(job: Job) -> Outcome:
         checkpoint=result.get("checkpoint"),
         tracking_uri=job["tracking_uri"],
         reason=reason,
+        history=history.summary() if history is not None else None,
     )
 
 
 def _open_run(uri: str | None, config: dict[str, Any]) -> str:
     if uri is None:
+        check_storage(config["storage"])
         return uuid.uuid4().hex
     from onestage.tracking import runs
 
     runs.check(uri)
+    check_storage(config["storage"])
     runs.mark_dead(uri, config["tracking"]["experiment"])
     tags = {"command": " ".join(sys.argv)}
+    if "ONESTAGE_JOB" in os.environ:  # set where a job was submitted
+        tags["onestage.job"] = os.environ["ONESTAGE_JOB"]
     return runs.open_run(uri, config["tracking"]["experiment"], name=run_name(config), tags=tags)
 
 
@@ -146,35 +187,22 @@ def _reopen_run(uri: str | None, run_id: str) -> None:
         print(f"onestage: MLflow is away ({first}); going on, and sending what is logged later", file=sys.stderr)
 
 
-def _run(job: Job, bar: ProgressBar) -> dict[str, Any]:
-    if job["config"]["cluster"]["kind"] == "none":
+def _run(job: Job, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict[str, Any]:
+    kind = job["config"]["cluster"]["kind"]
+    if kind == "none":
         from onestage.cluster import in_process
 
-        return in_process.run(job, show=bar)
+        return in_process.run(job, show=show, stop=stop)
+    if kind == "ray":
+        from onestage.cluster import supervisor
+
+        return supervisor.run(job, show=show, stop=stop)
     from onestage.cluster import ray_train
 
     workers = job["config"]["cluster"]["num_workers"]
     if workers > num_cores():
         print(f"onestage: {workers} workers share {num_cores()} cores: fewer would be faster", file=sys.stderr)
-    return ray_train.run(job, cores=max(num_cores(), workers), gpus=num_gpus(), show=bar)
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM as an exception, so that the run's end is written; where signals can be handled at all."""
-
-    def handle(*_: object) -> None:
-        raise Preempted
-
-    try:
-        before = signal.signal(signal.SIGTERM, handle)
-    except ValueError:  # not in the main thread, as in a notebook's helper
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return ray_train.on_this_machine(job, cores=max(num_cores(), workers), gpus=num_gpus(), show=show, stop=stop)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from onestage.cluster.storage import RunFolder
 from onestage.data.manifest import Manifest
 from onestage.data.store import StoreSettings, is_address
 from onestage.data.threads import num_cores
@@ -27,7 +28,8 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         data["root"] = os.path.abspath(data["root"])
     if data["cache"] is not None:
         data["cache"] = os.path.abspath(os.path.expanduser(data["cache"]))
-    config["storage"] = os.path.abspath(config["storage"])
+    if not is_address(config["storage"]):
+        config["storage"] = os.path.abspath(config["storage"])
     if data["fit"] not in FITS:
         raise InputError(f"data.fit must be one of {', '.join(FITS)}, got {data['fit']!r}")
     try:
@@ -65,6 +67,10 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config['trainer']['precision']!r}"
         )
+    _check_cluster(cluster)
+    if cluster["global_batch"] is None and cluster["min_workers"] not in (None, cluster["num_workers"]):
+        cluster["global_batch"] = data["batch_size"] * cluster["num_workers"]  # a step stays what it is
+    data["global_batch"] = cluster["global_batch"]
     if data["max_skipped"] < 0:
         raise InputError(f"data.max_skipped must be at least 0, got {data['max_skipped']}")
     steps = config["trainer"]["max_steps"]
@@ -72,14 +78,34 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {steps}")
     if config["output"] not in ("text", "json"):
         raise InputError(f"output must be text or json, got {config['output']!r}")
-    _share_machine(cluster)
+    if cluster["kind"] != "ray":  # what a cluster has, it is asked itself
+        _share_machine(cluster)
     return config
+
+
+def _check_cluster(cluster: dict[str, Any]) -> None:
+    least, most = cluster["min_workers"], cluster["num_workers"]
+    if least is not None and not 1 <= least <= most:
+        raise InputError(f"cluster.min_workers must be from 1 to cluster.num_workers={most}, got {least}")
+    if least not in (None, most) and cluster["kind"] != "ray":
+        raise InputError(f"cluster.min_workers={least} needs a cluster that can lose a node: use cluster=ray")
+    for key, low in (("global_batch", 1), ("max_failures", 0), ("backoff_s", 0), ("hang", 0)):
+        if cluster[key] is not None and cluster[key] < low:
+            raise InputError(f"cluster.{key} must be at least {low}, got {cluster[key]}")
+    if cluster["global_batch"] is not None and cluster["global_batch"] < most:
+        raise InputError(
+            f"cluster.global_batch={cluster['global_batch']} leaves some of {most} workers without an image: lower "
+            f"cluster.num_workers"
+        )
+    if cluster["wait"] <= 0:
+        raise InputError(f"cluster.wait must be more than 0 minutes, got {cluster['wait']}")
 
 
 def _goes_on(config: dict[str, Any]) -> bool:
     """Whether a checkpoint takes the place of the first weights."""
-    checkpoints = Path(config["storage"]) / (config["resume"] or "") / "checkpoints"
-    return bool(config["resume"]) and (checkpoints / "last.ckpt").is_file()
+    if not config["resume"]:
+        return False
+    return RunFolder(config["storage"], config["resume"]).fetch_checkpoint(lambda _: None) is not None
 
 
 def num_gpus() -> int:

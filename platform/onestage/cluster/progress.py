@@ -11,12 +11,12 @@ MAX_NAMED = 3
 
 
 class ProgressBar:
-    """Called with what ``training.callbacks.Progress`` tells."""
+    """Called with the messages of ``cluster.board``; those that it has nothing to show of are passed over."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -28,6 +28,7 @@ class ProgressBar:
         )
         self.task = self.bar.add_task("starting", total=None, numbers="")
         self.printed = 0.0
+        self.waited = -LINE_EVERY_S
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -41,7 +42,27 @@ class ProgressBar:
     def __call__(self, message: dict[str, Any]) -> None:
         if "skipped" in message:
             self._name(message["skipped"], message["file"])
-            return
+        elif "note" in message:
+            self._line(message["note"])
+        elif "waiting" in message:
+            self._wait(message["waiting"])
+        elif "lost" in message:
+            self.bar.update(self.task, description=f"starting again in {message['pause_s']:g} s")
+        elif "step" in message:
+            self._step(message)
+
+    def _line(self, text: str) -> None:
+        """One line above the bar."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _wait(self, text: str) -> None:
+        """What is waited for, in the bar's place; where there is no bar, a line now and then."""
+        self.bar.update(self.task, description=f"waiting: {text}")
+        if not self.console.is_terminal and time.monotonic() - self.waited >= LINE_EVERY_S:
+            self.waited = time.monotonic()
+            self._line(f"waiting: {text}")
+
+    def _step(self, message: dict[str, Any]) -> None:
         epoch = f"epoch {min(message['epoch'] + 1, message['num_epochs'])}/{message['num_epochs']}"
         numbers = " ".join(
             f"{label} {message[name]:{form}}"

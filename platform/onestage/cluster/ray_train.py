@@ -1,143 +1,285 @@
-"""A training as Ray Train workers: this machine for now, the same code for more."""
+"""A training as Ray Train workers, on this machine or on a cluster, started again after a loss."""
 
 import os
-import secrets
-import signal
+import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
+from onestage.cluster import connection, resources
 from onestage.cluster.job import Job
+from onestage.cluster.restarts import Restarts
+from onestage.cluster.stop import Stop
+from onestage.cluster.storage import RunFolder, check_storage, marked, same_place
+from onestage.cluster.watchdog import watchdog_of
 from onestage.errors import InputError
 
-POLL_S = 0.3
+POLL_S: Final = 0.3
+GRACE_S: Final = 120.0
+"""So long the workers may take to save a checkpoint when they are asked to stop."""
+GROW_EVERY_S: Final = 15.0
+BOARD_S: Final = 60.0
+
+Show = Callable[[dict[str, Any]], None]
 
 
-def run(job: Job, *, cores: int, gpus: int, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+class GaveUp(Exception):
+    """The workers were lost once more than ``cluster.max_failures`` allows, or fail each time in the same way."""
+
+
+class Lost(Exception):
+    """The worker group ended without a result; the message says why, as far as Ray knows.
+
+    ``raised``: by an error of the training itself, not by the loss of the workers ``ranks`` or their machines.
+    """
+
+    def __init__(self, why: str, *, raised: bool, ranks: Sequence[int] = ()) -> None:
+        super().__init__(why)
+        self.raised = raised
+        self.ranks = list(ranks)
+
+
+def on_this_machine(job: Job, *, cores: int, gpus: int, show: Show, stop: Stop) -> dict[str, Any]:
     """Starts Ray on this machine, trains on ``cluster.num_workers`` workers, and ends what it started.
 
-    ``show`` gets the training's progress. Raises what ended the training; KeyboardInterrupt ends the workers at once.
+    ``show`` gets the training's progress. Raises what ended the training.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a training beside any other process
-    timeout_s = job["config"]["cluster"]["start_timeout_s"]
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))
-    if "RAY_AUTH_MODE" not in os.environ:  # a token of this process; Ray would leave one in the home folder
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    import ray  # reads its settings from the environment when it is imported
-
-    with _own_sigterm():
-        ray.init(
-            address="local",
-            num_cpus=cores,
-            num_gpus=gpus,
-            include_dashboard=False,
-            configure_logging=False,
-            log_to_driver=False,
-        )
-    try:
-        return _fit(job, show)
-    finally:
-        ray.shutdown()
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{job['config']['cluster']['start_timeout_s']:g}")
+    with connection.local(cores=cores, gpus=gpus):
+        return _train(job, show=show, stop=stop)
 
 
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Ray's start takes SIGTERM over, to print a C++ stack; it is given back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
-def _fit(job: Job, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from onestage.training.divergence import Diverged
-
+def on_cluster(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
+    """The same, attached to the cluster at ``cluster.address``."""
     cluster = job["config"]["cluster"]
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
-    gpus = cluster["gpus_per_worker"]
-    trainer = TorchTrainer(
-        worker_loop,
-        train_loop_config={"job": job, "board": board},
-        scaling_config=ScalingConfig(
-            num_workers=cluster["num_workers"],
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cluster["cpus_per_worker"], **({"GPU": gpus} if gpus else {})},
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=600),
-        run_config=RunConfig(
-            name=job["run_id"],
-            storage_path=str(Path(job["folder"]) / "ray"),
-            failure_config=FailureConfig(  # unbounded, a controller that can't get its workers would retry for ever
-                max_failures=cluster["max_failures"],
-                controller_failure_limit=max(cluster["max_failures"], 1),  # type: ignore[call-arg]
-            ),
-        ),
-    )
-    outcome: dict[str, Any] = {}
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{cluster['start_timeout_s']:g}")
+    with connection.attached(cluster, wait_s=cluster["wait"] * 60, say=lambda text: show({"waiting": text})):
+        if cluster["gpus_per_worker"] is None:
+            gpus = sum(node.total.get("GPU", 0.0) for node in connection.nodes())
+            cluster["gpus_per_worker"] = 1.0 if gpus >= cluster["num_workers"] else 0.0
+        return _train(job, show=show, stop=stop)
 
-    def fit() -> None:
+
+def _train(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
+    """Worker groups one after another, until one brings a result, or one that was asked to has stopped."""
+    cluster = job["config"]["cluster"]
+    restarts = Restarts(limit=cluster["max_failures"], backoff_s=cluster["backoff_s"])
+    before: tuple[str, int] | None = None
+    while True:
+        workers = resources.wait_for_workers(
+            cluster, nodes=connection.nodes, say=lambda text: show({"waiting": text}), sleep=lambda s: _sleep(s, stop)
+        )
+        group = Group(job, num_workers=workers, show=show, stop=stop)
         try:
-            trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
+            result = group.run()
+        except Lost as error:
+            this = (re.sub(r"worker \d+", "a worker", str(error)), group.step)
+            pause_s = restarts.pause(reached=group.step)
+            if pause_s is None:
+                raise GaveUp(f"{error} (after {restarts.count} restarts without progress)") from error
+            if error.raised and this == before:
+                raise GaveUp(f"{error} (twice at the same step)") from error
+            before = this
+            show(
+                {
+                    "lost": str(error),
+                    "pause_s": pause_s,
+                    "restart": restarts.count,
+                    "limit": restarts.limit,
+                    "ranks": error.ranks,
+                }
+            )
+            _sleep(pause_s, stop)
+            continue
+        if result is not None:
+            return result
+        if stop.asked is not None:
+            stop.raise_asked()
+        show({"note": "the cluster has room for more workers: going on with them"})
 
-    # Ray's fit takes over SIGINT in a main thread; beside it, Ctrl-C stays ours, and so does the progress bar.
-    thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        for message in ray.get(board.take.remote(), timeout=60):
-            if "refused" in message:  # it would be refused again: not waiting for Ray to start it anew
+
+def _sleep(seconds: float, stop: Stop) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if stop.asked is not None:
+            stop.raise_asked()
+        time.sleep(min(left, POLL_S))
+
+
+class Group:
+    """One group of workers, from its start to its end; ``step`` is the last that it was heard to be at."""
+
+    def __init__(self, job: Job, *, num_workers: int, show: Show, stop: Stop) -> None:
+        self.job = job
+        self.cluster = job["config"]["cluster"]
+        self.folder = RunFolder(job["config"]["storage"], job["run_id"])
+        self.num_workers = num_workers
+        self.show = show
+        self.stop = stop
+        self.step = 0
+        self._trains = False  # a worker was heard to have started
+        self._stopping_since: float | None = None
+        self._looked_for_room = time.monotonic()
+
+    def run(self) -> dict[str, Any] | None:
+        """The training's result; None where the workers stopped because they were asked to, with a checkpoint.
+
+        Raises Lost, or what no restart would mend: InputError, Diverged.
+        """
+        import ray
+
+        from onestage.cluster.board import start_board
+
+        board = start_board()
+        watchdog = watchdog_of(
+            board,
+            hang_s=self.cluster["hang"] * 60,
+            num_workers=self.num_workers,
+            folder=self.folder.local,
+        )
+        storage = self.job["config"]["storage"]
+        try:
+            with marked(storage) as token, self.stop.listened():
+                fit = _Fit(self._trainer(board, token))
+                fit.start()
+                while fit.is_alive():
+                    fit.join(POLL_S)
+                    self._look(board)
+                    if (verdict := watchdog.look()) is not None:
+                        self.show({"hang": verdict})
+            outcome: dict[str, Any] | None = ray.get(board.result.remote(), timeout=BOARD_S)
+        finally:
+            ray.kill(board)
+            shutil.rmtree(self.folder.local / "ray", ignore_errors=True)
+        return self._ended(outcome, fit.error, watchdog.verdict)
+
+    def _look(self, board: Any) -> None:
+        """Hears the workers, and passes on to them what they are to do."""
+        import ray
+
+        for message in ray.get(board.take.remote(), timeout=BOARD_S):
+            if "refused" in message:  # it would be refused again: not waiting for Ray to end the others
                 raise InputError(message["refused"])
-            show(message)
-    if "error" in outcome:
-        raise _cause(outcome["error"])
-    result: dict[str, Any] | None = ray.get(board.result.remote(), timeout=60)
-    if result is None:
-        raise RuntimeError("the workers ended without a result")
-    if "diverged" in result:
-        raise Diverged(result["diverged"])
-    return result
+            self._trains = self._trains or "started" in message
+            self.step = max(self.step, message.get("step", 0))
+            self.show(message)
+        if self.stop.asked is not None and not self._trains:
+            self.stop.raise_asked()
+        now = time.monotonic()
+        if self._stopping_since is None and (self.stop.asked is not None or self._has_room(now)):
+            self._stopping_since = now
+            if self.stop.asked is not None:
+                self.show({"note": "saving a checkpoint before the end"})
+            board.order.remote("stop")
+        elif self._stopping_since is not None and now - self._stopping_since > GRACE_S:
+            self._stopping_since = None
+            if self.stop.asked is not None:
+                self.stop.raise_asked()
+
+    def _has_room(self, now: float) -> bool:
+        """Whether an elastic training could go on with more workers than it has."""
+        if self.num_workers >= self.cluster["num_workers"] or now - self._looked_for_room < GROW_EVERY_S:
+            return False
+        self._looked_for_room = now
+        return resources.num_fitting(connection.nodes(), resources.of_worker(self.cluster)) > 0
+
+    def _trainer(self, board: Any, token: str) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        gpus = self.cluster["gpus_per_worker"]
+        return TorchTrainer(
+            worker_loop,
+            train_loop_config={"job": self.job, "board": board, "token": token},
+            scaling_config=ScalingConfig(
+                num_workers=self.num_workers,
+                use_gpu=gpus > 0,
+                resources_per_worker=resources.of_worker(self.cluster),
+            ),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=600),
+            run_config=RunConfig(
+                # A name that was used before would silently go on with what Ray kept under it.
+                name=f"{self.job['run_id']}-{uuid.uuid4().hex[:8]}",
+                **self.folder.ray_storage(),
+                # Starting again is ours: with a pause, a limit, and as many workers as there is room for then.
+                failure_config=FailureConfig(
+                    max_failures=0,
+                    max_preemption_failures=0,  # type: ignore[call-arg]
+                    controller_failure_limit=0,
+                ),
+            ),
+        )
+
+    def _ended(
+        self, outcome: dict[str, Any] | None, error: BaseException | None, verdict: str | None
+    ) -> dict[str, Any] | None:
+        from onestage.training.divergence import Diverged
+
+        if outcome is not None and "diverged" in outcome:
+            raise Diverged(outcome["diverged"])
+        if outcome is not None and "stopped" in outcome:
+            return None
+        if outcome is not None:  # a worker lost after the last word was said changes nothing
+            return outcome
+        if verdict is not None:
+            raise Lost("the watchdog ended the workers", raised=False)
+        if error is None:
+            raise Lost("the workers ended without a result", raised=False)
+        raise _why(error) from error
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Bad input that a worker found is the user's to mend, and is said as if it had been found here."""
+class _Fit(threading.Thread):
+    """Ray's fit takes over SIGINT in a main thread; beside it, Ctrl-C stays ours, and so does the progress bar."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(name="ray-train-fit", daemon=True)
+        self.trainer = trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def _why(error: BaseException) -> BaseException:
+    """What ended a group: InputError where a worker said so, else Lost with the first cause in one line."""
+    from ray.exceptions import RayActorError
+
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, InputError) or type(cause).__name__ == "InputError":
-                return InputError(str(cause))
-            cause = cause.__cause__
-    return error
+        if (refused := _input_error(failure)) is not None:
+            return refused
+    # Where one worker is gone the others fail too, waiting for it: that one is the cause.
+    gone = {
+        rank: failure
+        for rank, failure in failures.items()
+        if isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
+    }
+    told = "; ".join(f"worker {rank}: {_last_line(failure)}" for rank, failure in (gone or failures).items())
+    return Lost(told or _last_line(error), raised=bool(failures) and not gone, ranks=list(gone))
 
 
-class Board:
-    """Between the workers and the driver, wherever each runs: what rank 0 says, until the driver takes it."""
+def _input_error(failure: BaseException) -> InputError | None:
+    """Bad input that a worker found is the user's to mend, and is said as if it had been found here."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, InputError) or type(cause).__name__ == "InputError":
+            return InputError(str(cause))
+        cause = cause.__cause__
+    return None
 
-    def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.outcome: dict[str, Any] | None = None
 
-    def put(self, message: dict[str, Any]) -> None:
-        self.messages = [*self.messages[-99:], message]
-
-    def take(self) -> list[dict[str, Any]]:
-        taken, self.messages = self.messages, []
-        return taken
-
-    def finish(self, outcome: dict[str, Any]) -> None:
-        self.outcome = outcome
-
-    def result(self) -> dict[str, Any] | None:
-        return self.outcome
+def _last_line(error: BaseException) -> str:
+    """An error's last line, without the general advice that Ray adds."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1].partition(" Some common causes include")[0].partition(" This is typically caused by")[0]
 
 
 def worker_loop(config: dict[str, Any]) -> None:
@@ -149,7 +291,11 @@ def worker_loop(config: dict[str, Any]) -> None:
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
     from onestage.cluster import worker
+    from onestage.cluster.board import this_host
+    from onestage.cluster.watchdog import heart_of
     from onestage.training.divergence import Diverged
+    from onestage.training.pulse import Pulse
+    from onestage.training.stopped import Stopped
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     job, board = config["job"], config["board"]
@@ -161,25 +307,36 @@ def worker_loop(config: dict[str, Any]) -> None:
         # DDP rebuilds its buckets after the first step, and gloo then sums in another order: not after this.
         find_unused_parameters=job["config"]["trainer"]["deterministic"],
     )
+    pulse = Pulse()
+    storage = job["config"]["storage"]
     try:
-        outcome = worker.train(
-            job,
-            rank=rank,
-            trainer_options={
-                "accelerator": "gpu" if settings["gpus_per_worker"] else "cpu",
-                "devices": "auto" if settings["gpus_per_worker"] else 1,
-                "strategy": strategy,
-                "plugins": [RayLightningEnvironment()],
-            },
-            prepare=prepare_trainer,
-            progress=lambda message: board.put.remote(message),
-        )
+        same_place(storage, config["token"])
+        check_storage(storage)
+        with heart_of(pulse, board, rank=rank) as heart:
+            outcome = worker.train(
+                job,
+                rank=rank,
+                world_size=ray.train.get_context().get_world_size(),
+                host=this_host(),
+                trainer_options={
+                    "accelerator": "gpu" if settings["gpus_per_worker"] else "cpu",
+                    "devices": "auto" if settings["gpus_per_worker"] else 1,
+                    "strategy": strategy,
+                    "plugins": [RayLightningEnvironment()],
+                },
+                prepare=prepare_trainer,
+                progress=lambda message: board.put.remote(message),
+                pulse=pulse,
+                asked=lambda: heart.stop_asked,
+            )
     except Diverged as error:
-        # An answer, not a failure: Ray would start the same training again from its last checkpoint.
+        # An answer, not a failure: the same training would end so again from its last checkpoint.
         outcome = {"diverged": str(error), "metrics": {}}
+    except Stopped as error:
+        outcome = {"stopped": str(error), "metrics": {}}
     except InputError as error:
-        ray.get(board.put.remote({"refused": str(error)}), timeout=60)
+        ray.get(board.put.remote({"refused": str(error)}), timeout=BOARD_S)
         raise
     if rank == 0:
-        ray.get(board.finish.remote(outcome))
+        ray.get(board.finish.remote(outcome), timeout=BOARD_S)
     ray.train.report(outcome["metrics"])

@@ -1,6 +1,7 @@
 """What every worker does: build from the plain config, fit, and on rank 0 keep the record."""
 
 import json
+import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
 
 from onestage import __version__
 from onestage.cluster.job import Job
+from onestage.cluster.storage import RunFolder
 from onestage.config import build
 from onestage.data.datamodule import DetectionData
 from onestage.data.input_sizes import InputSizes
@@ -21,13 +23,15 @@ from onestage.data.manifest import FILE_NAME
 from onestage.errors import InputError
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
-from onestage.training.callbacks import BatchPicture, Ema, MidEpochCheckpoint, Pictures, Progress, Throughput
+from onestage.training.callbacks import BatchPicture, Ema, Pictures, Progress, StopWhenAsked, Throughput
+from onestage.training.checkpoints import BEST, LAST, Checkpoints, Writer, step_of
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule
+from onestage.training.pulse import Pulse, Start
 from onestage.training.skips import Skips
 
 PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
-
+AGREE = timedelta(minutes=30)
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # data.num_workers says how many
@@ -42,27 +46,92 @@ def train(
     rank: int,
     trainer_options: Mapping[str, Any],
     progress: Callable[[dict[str, Any]], None],
+    world_size: int = 1,
+    host: str | None = None,
     prepare: Callable[[pl.Trainer], pl.Trainer] = lambda trainer: trainer,
+    pulse: Pulse | None = None,
+    asked: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Fits, from the last checkpoint in the run's folder where there is one.
+    """Fits, from the newest whole checkpoint in the run's folder where there is one.
 
     ``trainer_options`` place the trainer (accelerator, devices, strategy, plugins);
-    ``prepare`` has the last word on it.
+    ``prepare`` has the last word on it. ``host`` names this machine in the run's history. ``pulse`` is marked with
+    the training's progress; where ``asked`` says so on any rank, all of them stop behind the same step with
+    a checkpoint and raise Stopped.
 
     Returns plain data: the last metrics, and the paths of the last and the best checkpoint. Every rank gets the same.
+    Raises InputError for what another try would not mend, such as a batch that the GPU's memory is too small for.
     """
+    try:
+        return _train(
+            job,
+            rank=rank,
+            trainer_options=trainer_options,
+            progress=progress,
+            world_size=world_size,
+            host=host or socket.gethostname(),
+            prepare=prepare,
+            pulse=pulse,
+            asked=asked,
+        )
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of GPU memory on {socket.gethostname()}: lower data.batch_size={job['config']['data']['batch_size']} "
+            f"or data.input_size, or set trainer.precision=bf16-mixed"
+        ) from error
+
+
+def _train(
+    job: Job,
+    *,
+    rank: int,
+    trainer_options: Mapping[str, Any],
+    progress: Callable[[dict[str, Any]], None],
+    world_size: int,
+    host: str,
+    prepare: Callable[[pl.Trainer], pl.Trainer],
+    pulse: Pulse | None,
+    asked: Callable[[], bool],
+) -> dict[str, Any]:
     for expected in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=expected)
-    config, checkpoints = job["config"], Path(job["folder"]) / "checkpoints"
-    last, best = checkpoints / "last.ckpt", checkpoints / "best.ckpt"
+    config = job["config"]
+    run = RunFolder(config["storage"], job["run_id"])
+    last, best = run.checkpoints / LAST, run.checkpoints / BEST
+
+    def note(text: str) -> None:
+        progress({"checkpoint": text})
+
+    resumed = _agreed_checkpoint(run, rank, note)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data: DetectionData = build(config["data"])
-    module = _module(job, data, resumed=last.is_file())
-    tracker = _tracker(job, last) if rank == 0 else NoTracker()
-    settings = config["trainer"]
+    module = _module(job, data, resumed=resumed is not None)
+    tracker = _tracker(job, run, resumed) if rank == 0 else NoTracker()
+    settings, saving = config["trainer"], config["checkpoint"]
+    writer = Writer(run.checkpoints, keep=saving["keep"], send=lambda: run.send_checkpoints(keep=saving["keep"]))
+    checkpoints = Checkpoints(
+        writer, every_steps=saving["every_steps"], every_minutes=saving["every_minutes"], say=note
+    )
+    placing = dict(trainer_options)
     trainer = pl.Trainer(
         logger=SinkLogger(tracker.log_metrics),
-        callbacks=_callbacks(config, data, checkpoints, tracker, progress),
+        callbacks=[
+            *([pulse] if pulse is not None else []),
+            Start(
+                progress,
+                host=host,
+                batch_size=config["data"]["batch_size"],
+                global_batch=config["data"]["global_batch"],
+            ),
+            *_callbacks(config, data, run.local, tracker, progress),
+            # Behind the averaged weights, which they save.
+            checkpoints,
+            StopWhenAsked(asked, save=checkpoints.save_now),
+        ],
+        plugins=[*placing.pop("plugins", []), writer],
+        enable_checkpointing=False,  # Lightning's own
+        accumulate_grad_batches=data.accumulate(world_size),
+        sync_batchnorm=config["cluster"]["sync_norm"],
         max_epochs=settings["max_epochs"],
         max_steps=settings["max_steps"],
         precision=settings["precision"],
@@ -74,13 +143,13 @@ def train(
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=job["folder"],
-        **trainer_options,
+        default_root_dir=run.local,
+        **placing,
     )
     try:
         if rank == 0:
-            _describe(tracker, config, data, Path(job["folder"]))
-        prepare(trainer).fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            _describe(tracker, config, data, run)
+        prepare(trainer).fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         metrics = _numbers(trainer)
@@ -88,12 +157,38 @@ def train(
             trainer.validate(module, datamodule=data, verbose=False)
             metrics |= _numbers(trainer)
         if rank == 0:
-            folder = Path(job["folder"]) / "model"
+            folder = run.local / "model"
             scores = save_model(best if best.is_file() else last, folder)
+            run.send(folder)
             tracker.log_model(folder, scores, step=trainer.global_step)
         return {"metrics": metrics, "checkpoint": str(last), "best": str(best)}
     finally:
         tracker.close()
+
+
+def _agreed_checkpoint(run: RunFolder, rank: int, say: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint as rank 0 finds it, on this rank's machine; None where there is none.
+
+    Without a process group yet, each rank looks for itself: nobody writes now.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return run.fetch_checkpoint(say if rank == 0 else lambda _: None)
+    found = run.fetch_checkpoint(say) if rank == 0 else None
+    # Of its own: NCCL would need each rank's GPU before Lightning has chosen it. Rank 0 may have gigabytes to read.
+    group = torch.distributed.new_group(backend="gloo", timeout=AGREE)
+    assert isinstance(group, torch.distributed.ProcessGroup)
+    told = [None if found is None else found.name]
+    torch.distributed.broadcast_object_list(told, src=0, group=group)
+    torch.distributed.destroy_process_group(group)
+    if told[0] is None or rank == 0:
+        return found
+    path = run.fetch(f"checkpoints/{told[0]}")
+    if path is None:
+        raise InputError(
+            f"{run.shown()}/checkpoints/{told[0]} is not seen on {socket.gethostname()}: "
+            f"set storage=... to a folder that all machines see, or to an address such as s3://BUCKET/runs"
+        )
+    return path
 
 
 def _module(job: Job, data: DetectionData, *, resumed: bool) -> DetectionModule:
@@ -134,41 +229,43 @@ def _check_sizes(detector: Any, sizes: InputSizes) -> None:
             ) from error
 
 
-def _tracker(job: Job, last: Path) -> Tracker:
+def _tracker(job: Job, run: RunFolder, resumed: Path | None) -> Tracker:
     if job["tracking_uri"] is None:
         return NoTracker()
     from onestage.tracking.mlflow_tracker import MlflowTracker
 
-    step = torch.load(last, map_location="cpu", weights_only=True)["global_step"] if last.is_file() else None
-    folder = Path(job["folder"]) / "spool"
-    return MlflowTracker(uri=job["tracking_uri"], run_id=job["run_id"], folder=folder, resume_from_step=step)
+    step = None if resumed is None else step_of(resumed)
+    return MlflowTracker(
+        uri=job["tracking_uri"], run_id=job["run_id"], folder=run.local / "spool", resume_from_step=step
+    )
 
 
 def _numbers(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData, folder: Path) -> None:
+def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData, run: RunFolder) -> None:
     """The record of what is trained on what."""
     tracker.log_params({key: value for key, value in config.items() if key not in ("overrides", "resume")})
     tracker.log_dict(config, "config.json")
-    data.manifest.save(folder)  # the dataset itself may lie on a server
-    tracker.log_artifact(folder / FILE_NAME, "dataset")
+    run.local.mkdir(parents=True, exist_ok=True)
+    data.manifest.save(run.local)  # the dataset itself may lie on a server
+    tracker.log_artifact(run.local / FILE_NAME, "dataset")
     tracker.set_tags({"dataset.hash": data.manifest.content_hash, "dataset.name": data.manifest.name})
 
 
 def _callbacks(
     config: Mapping[str, Any],
     data: DetectionData,
-    checkpoints: Path,
+    folder: Path,
     tracker: Tracker,
     progress: Callable[[dict[str, Any]], None],
 ) -> list[Callback]:
-    settings, saving = config["trainer"], config["checkpoint"]
+    settings = config["trainer"]
     callbacks: list[Callback] = [
         Throughput(),
         Progress(progress),
-        Skips(checkpoints.parent / "skipped.txt", sink=progress),
+        Skips(folder / "skipped.txt", sink=progress),
         Pictures(
             data.examples("val", settings["num_pictures"]), classes=data.manifest.classes, sink=tracker.log_picture
         ),
@@ -176,18 +273,6 @@ def _callbacks(
     ]
     if settings["ema_decay"] > 0:
         callbacks.append(Ema(decay=settings["ema_decay"]))
-
-    def saved(filename: str, kind: type[ModelCheckpoint] = ModelCheckpoint, **when: Any) -> ModelCheckpoint:
-        return kind(dirpath=checkpoints, filename=filename, enable_version_counter=False, **when)
-
-    if saving["every_steps"]:
-        callbacks.append(saved("last", MidEpochCheckpoint, every_n_train_steps=saving["every_steps"]))
-    if saving["every_minutes"]:
-        callbacks.append(
-            saved("last", MidEpochCheckpoint, train_time_interval=timedelta(minutes=saving["every_minutes"]))
-        )
-    callbacks.append(saved("best", monitor="val/map", mode="max"))
-    callbacks.append(saved("last", every_n_epochs=1, save_on_train_epoch_end=True))
     return callbacks
 
 

@@ -86,6 +86,8 @@ def _finish(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         config["tracking"]["uri"] = os.environ.get("MLFLOW_TRACKING_URI") or config["tracking"]["uri"]
     if "tracking.experiment" not in overridden:
         config["tracking"]["experiment"] = os.environ.get("MLFLOW_EXPERIMENT_NAME") or config["tracking"]["experiment"]
+    if "cluster.address" not in overridden and config["cluster"]["kind"] == "ray":
+        config["cluster"]["address"] = os.environ.get("RAY_ADDRESS") or config["cluster"]["address"]
     manifest = Path(config["data"]["root"] or "") / "dataset.json"
     if config["data"]["root"] and manifest.is_file() and "detector.num_classes" not in overridden:
         # A file that is not a manifest is refused, with the reason, where it is opened as one.

@@ -25,6 +25,7 @@ class Data:
     _target_: str = MISSING
     root: str | None = None
     batch_size: int = MISSING
+    global_batch: int | None = None
     num_workers: int | None = None
     input_size: list[int] = MISSING
     input_sizes: InputSizes = field(default_factory=InputSizes)

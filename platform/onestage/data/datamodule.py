@@ -18,7 +18,7 @@ from onestage.data.images import Pixels
 from onestage.data.input_sizes import InputSizes
 from onestage.data.loader import Loader
 from onestage.data.manifest import Manifest
-from onestage.data.order import in_order, num_steps
+from onestage.data.order import Steps, in_order, num_micro_batches
 from onestage.data.samples import EvaluationBatch, TrainingBatch, decode
 from onestage.data.shards import ShardReader
 from onestage.data.store import Store, StoreSettings, open_store
@@ -33,8 +33,10 @@ GPU_WORKERS = 8
 class DetectionData(pl.LightningDataModule):
     """Loaders over the dataset at ``root``, a folder or an address.
 
-    ``batch_size`` is per rank, ``input_size`` [H, W] in pixels, ``augment`` the transforms of training samples by name,
-    in their order; one that is None is left out. ``input_sizes`` may give training batches another size.
+    ``batch_size`` is per rank. Where ``global_batch`` is given, a step of the training is that many images over all
+    ranks: a rank takes its share in micro-batches of at most ``batch_size``, for which the trainer has to accumulate as
+    ``accumulate`` says. ``input_size`` is [H, W] in pixels, ``augment`` the transforms of training samples by name, in
+    their order; one that is None is left out. ``input_sizes`` may give training batches another size.
     ``num_workers`` None means none without a GPU, else ``GPU_WORKERS``. ``max_skipped`` images of an epoch may turn out
     to be unreadable before who trains or evaluates should stop. Images are brought to the input's size as ``fit`` says,
     "letterbox" or "stretch". ``cache``, ``cache_gib``, ``timeout_s`` and ``retries`` are those of ``StoreSettings``.
@@ -49,6 +51,7 @@ class DetectionData(pl.LightningDataModule):
         input_size: Sequence[int],
         augment: Mapping[str, Transform | None],
         seed: int,
+        global_batch: int | None = None,
         num_workers: int | None = None,
         input_sizes: InputSizes | None = None,
         max_skipped: int = 0,
@@ -61,6 +64,8 @@ class DetectionData(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"need data.batch_size >= 1, got {batch_size}")
+        if global_batch is not None and global_batch < 1:
+            raise ValueError(f"need cluster.global_batch >= 1, got {global_batch}")
         if max_skipped < 0:
             raise ValueError(f"need data.max_skipped >= 0, got {max_skipped}")
         if root is None:
@@ -69,6 +74,7 @@ class DetectionData(pl.LightningDataModule):
         self.settings = StoreSettings(cache=cache, cache_gib=cache_gib, timeout_s=timeout_s, retries=retries)
         self.fit = fit
         self.batch_size = batch_size
+        self.global_batch = global_batch
         self.input_size = tuple(input_size)
         self.input_sizes = input_sizes or InputSizes(size=input_size)
         self.augment = Augment(transforms=[one for one in augment.values() if one is not None])
@@ -82,8 +88,14 @@ class DetectionData(pl.LightningDataModule):
         """The dataset's manifest; ``InputError`` where ``root`` holds none."""
         return Manifest.load(self.root, settings=self.settings)
 
+    def accumulate(self, world_size: int) -> int:
+        """Micro-batches of a step with ``world_size`` ranks: the trainer's ``accumulate_grad_batches``."""
+        if self.global_batch is None:
+            return 1
+        return num_micro_batches(self.global_batch, batch_size=self.batch_size, world_size=world_size)
+
     def train_dataloader(self) -> Loader:
-        """Shuffled, augmented batches of "train"."""
+        """Shuffled, augmented batches of "train"; ValueError where the trainer accumulates another number of them."""
         prepare = TrainingBatch(
             augment=self.augment,
             input_sizes=self.input_sizes,
@@ -91,10 +103,13 @@ class DetectionData(pl.LightningDataModule):
             seed=self.seed,
             fit=self.fit,
         )
-        loader = self._loader("train", prepare=prepare, seed=self.seed)
+        loader = self._loader("train", prepare=prepare, seed=self.seed, global_batch=self.global_batch)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
         if self.trainer is not None:
+            parts, accumulated = self.accumulate(self._world_size), self.trainer.accumulate_grad_batches
+            if parts != accumulated:
+                raise ValueError(f"need Trainer(accumulate_grad_batches={parts}) for this data, got {accumulated}")
             loader.in_flight = partial(_in_flight, self.trainer)
         return loader
 
@@ -127,7 +142,14 @@ class DetectionData(pl.LightningDataModule):
                 samples.append(decode(reader.read(key), num_classes=len(self.manifest.classes)))
         return [(sample["image_id"], pixels_of(sample["image"])) for sample in samples]
 
-    def _loader(self, split: str, *, prepare: TrainingBatch | EvaluationBatch, seed: int | None) -> Loader:
+    def _loader(
+        self,
+        split: str,
+        *,
+        prepare: TrainingBatch | EvaluationBatch,
+        seed: int | None,
+        global_batch: int | None = None,
+    ) -> Loader:
         return Loader(
             reader=self._reader(split),
             manifest=self.manifest,
@@ -138,28 +160,35 @@ class DetectionData(pl.LightningDataModule):
             seed=seed,
             rank=0 if self.trainer is None else self.trainer.global_rank,
             world_size=self._world_size,
+            global_batch=global_batch,
         )
 
     def realign(self, checkpoint: dict[str, Any]) -> Fraction:
         """Make a checkpoint count in the steps of this batch and world size, whatever it was taken with.
 
-        The loader goes on at the very next image; what counts steps is put to the one that this image lies in. Returns
-        the epochs done in these steps.
+        The loader goes on at the very next image; what counts batches is put to the first of the step that this image
+        lies in. Returns the epochs done in these steps.
 
         Lightning gives a loader its state only where nobody asked for the number of steps before, as schedules do.
         """
         loops = checkpoint["loops"]["fit_loop"]
         reached: dict[str, int] = loops["state_dict"]["combined_loader"][0]
         self._resumed = reached
-        num_samples, world_size = self.manifest.split("train").num_samples, self._world_size
-        steps = num_steps(num_samples, batch_size=self.batch_size, world_size=world_size)
+        num_samples = self.manifest.split("train").num_samples
+        steps = Steps(num_samples, self.batch_size, self._world_size, self.global_batch)
         ended = reached["images"] >= num_samples
-        done = steps if ended else reached["images"] // (self.batch_size * world_size)
+        done = len(steps) if ended else reached["images"] // steps.images
         current = loops["epoch_loop.batch_progress"]["current"]
-        shift = done - current["processed"]
+        shift = done * steps.num_parts - current["processed"]
         for name in current:
             current[name] += shift
-        return Fraction(reached["epoch"]) + Fraction(done, steps)
+        if ended:
+            # As if the next epoch were about to begin. Lightning 2.6.6 would go through the end of the one that has
+            # ended again, and where that had no validation, through a batch more.
+            loops["epoch_loop.batch_progress"] |= {"current": dict.fromkeys(current, 0), "is_last_batch": False}
+            for epochs in loops["epoch_progress"].values():
+                epochs |= dict.fromkeys(epochs, epochs["ready"])
+        return Fraction(reached["epoch"]) + Fraction(done, len(steps))
 
     @cached_property
     def _store(self) -> Store:

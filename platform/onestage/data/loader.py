@@ -1,6 +1,6 @@
 """Batches of one split in an exact order, that can stop at any step and go on from there."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from onestage.data.faults import Unreadable
 from onestage.data.manifest import Manifest
-from onestage.data.order import Share, in_order, num_steps, shares, shuffled
+from onestage.data.order import Share, Steps, in_order, shuffled
 from onestage.data.samples import Prepare, RawShare
 from onestage.data.shards import ShardReader
 from onestage.errors import InputError
@@ -22,10 +22,11 @@ from onestage.types import Batch, Skipped
 class Loader:
     """Iterates over one epoch's batches of this rank: shuffled by ``seed``, or as stored where it is None.
 
-    ``batch_size`` is per rank; every rank has the same number of steps. ``state_dict`` says how far training has come
-    in images, so that another batch size or world size goes on at the very next one: it keeps its own steps, and only
-    finishes first the one that this image lies in. ``in_flight`` tells how many of the batches handed out are not
-    trained yet.
+    ``batch_size`` is per rank; every rank has the same number of batches. Where ``global_batch`` is given, a step has
+    that many images over all ranks, and a rank's share of it comes as several batches of at most ``batch_size``.
+    ``state_dict`` says how far training has come in images, of whole steps, so that another batch size or world size
+    goes on at the very next one: it keeps its own steps, and only finishes first the one that this image lies in.
+    ``in_flight`` tells how many of the batches handed out are not trained yet.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Loader:
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
+        global_batch: int | None = None,
         in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
         self.reader = reader
@@ -51,9 +53,11 @@ class Loader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.global_batch = global_batch
         self.in_flight = in_flight
         self._next = (0, 0)  # epoch and image at which the next iteration starts
-        # Of the running iteration: its epoch, the image it started at, and the step it is in after what it handed out.
+        # Of the running iteration: its epoch, the image it started at, and the batches of the epoch up to what it
+        # handed out last.
         self._reached: tuple[int, int, int] | None = None
 
     batch_sampler: Final = None  # Lightning reads it beside ``sampler``
@@ -73,25 +77,25 @@ class Loader:
         self._next = (epoch, self._next[1])
 
     @property
-    def global_batch(self) -> int:
-        """Images of a step over all ranks."""
-        return self.batch_size * self.world_size
+    def steps(self) -> Steps:
+        """How the split falls into steps and batches."""
+        return Steps(self.num_samples, self.batch_size, self.world_size, self.global_batch)
 
     def start_at(self, image: int) -> None:
         """The next iteration, and only that, leaves out the first ``image`` images of the global order."""
         self._next = (self._next[0], image)
 
     def __len__(self) -> int:
-        """Steps of a whole epoch, wherever the next iteration starts."""
-        return num_steps(self.num_samples, batch_size=self.batch_size, world_size=self.world_size)
+        """Batches of a whole epoch, wherever the next iteration starts."""
+        return len(self.steps) * self.steps.num_parts
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator, so that this is read with the first batch: Lightning asks for the iterator of a fit's first epoch
         # before it says which epoch that is.
         epoch, image = self._next
         self._next = (epoch, 0)
-        step = image // self.global_batch
-        self._reached = (epoch, image, step)
+        before = image // self.steps.images * self.steps.num_parts
+        self._reached = (epoch, image, before)
         pipeline = wds.DataPipeline(
             partial(_read, self.reader, self._shares(epoch, start=image)),
             wds.map(partial(_on_one_thread, self.prepare, epoch=epoch)),
@@ -106,19 +110,19 @@ class Loader:
             # Its own generator: the model's random numbers must not depend on how often a loader was started.
             generator=torch.Generator(),
         )
-        for done, item in enumerate(loader, start=step + 1):
+        for done, item in enumerate(loader, start=before + 1):
             if isinstance(item, InputError):
                 raise item
             self._reached = (epoch, image, done)
             yield item
 
-    def _shares(self, epoch: int, *, start: int) -> dict[int, Share]:
+    def _shares(self, epoch: int, *, start: int) -> list[Share]:
         ranks = {"rank": self.rank, "world_size": self.world_size}
         if self.seed is None:
             keys = in_order(self.manifest, self.split, **ranks)
         else:
             keys = shuffled(self.manifest, self.split, seed=self.seed, epoch=epoch, **ranks)
-        return shares(keys, num_samples=self.num_samples, batch_size=self.batch_size, start=start, **ranks)
+        return self.steps.shares(keys, rank=self.rank, start=start)
 
     def state_dict(self) -> dict[str, int]:
         """What has been trained, the same on every rank: ``epoch``, and its ``images`` over all ranks."""
@@ -126,7 +130,9 @@ class Loader:
         if self._reached is not None:
             epoch, started, done = self._reached
             # A step that was begun in its middle, and isn't trained, starts before what was trained already.
-            images = max(started, min((done - self.in_flight()) * self.global_batch, self.num_samples))
+            # Neither is a step of which only some micro-batches have been taken: the optimizer has not stepped.
+            trained = (done - self.in_flight()) // self.steps.num_parts
+            images = max(started, min(trained * self.steps.images, self.num_samples))
         return {"epoch": epoch, "images": images}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -136,23 +142,23 @@ class Loader:
         self._reached = None
 
 
-def _read(reader: ShardReader, shares: Mapping[int, Share]) -> Iterator[RawShare]:
+def _read(reader: ShardReader, shares: Sequence[Share]) -> Iterator[RawShare]:
     """The raw samples of every W-th share in loader worker w of W.
 
     DataLoader asks the workers in turn, so that the batches come in order.
     """
     worker = get_worker_info()
     first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
-    steps = list(islice(shares, first, None, every))
-    reader.expect([key for step in steps for key in shares[step].keys])
-    for step in steps:
+    mine = list(islice(shares, first, None, every))
+    reader.expect([key for share in mine for key in share.keys])
+    for share in mine:
         raws, skipped = [], []
-        for key in shares[step].keys:
+        for key in share.keys:
             try:
                 raws.append(reader.read(key))
             except Unreadable as error:
                 skipped.append(Skipped(key, str(error)))
-        yield RawShare(raws, step, shares[step].global_images, skipped)
+        yield RawShare(raws, share.step, share.global_images, skipped, share.part)
 
 
 def _hand_over_errors(batches: Iterator[Batch]) -> Iterator[Batch | InputError]:

@@ -1,25 +1,33 @@
 """Which images each rank reads, and when: a pure function of manifest, seed, epoch, rank and world size.
 
 The global order knows nothing of ranks. Rank r takes every world_size-th image from the r-th on, so that the ranks'
-k-th batches together are the k-th batch of the global order, however many ranks share it.
+k-th steps together are the k-th slice of the global order, however many ranks share it, and in however many
+micro-batches each takes its share.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from onestage.data.manifest import Manifest, Split
+from onestage.types import WHOLE, Part
 
 WINDOW_SHARDS: Final = 8
 """Images are mixed within this many consecutive shards of the shuffled list, so that reading stays local."""
 
 
 class Share(NamedTuple):
-    """One rank's part of one step: its ``keys`` (maybe none), and the images of the step over all ranks."""
+    """What one rank takes at once: its ``keys`` (maybe none), and the images of the whole step over all ranks.
+
+    ``part`` says which micro-batch of its ``step`` it is.
+    """
 
     keys: list[str]
     global_images: int
+    step: int
+    part: Part = WHOLE
 
 
 def keys(root: Path | str, split: str, *, seed: int, epoch: int, rank: int, world_size: int) -> list[str]:
@@ -45,34 +53,68 @@ def in_order(manifest: Manifest, split: str, *, rank: int, world_size: int) -> l
     return manifest.split(split).keys()[rank::world_size]
 
 
-def shares(
-    keys: list[str], *, num_samples: int, batch_size: int, rank: int, world_size: int, start: int = 0
-) -> dict[int, Share]:
-    """Cut one rank's ``keys`` into its shares of each step, by the step's number; the same steps on every rank.
+def num_micro_batches(global_batch: int, *, batch_size: int, world_size: int) -> int:
+    """In how many parts of at most ``batch_size`` images the largest of the ranks' shares of a step is taken.
 
-    ``num_samples`` counts the split's images over all ranks, ``batch_size`` is per rank. Shares of a step differ by an
-    image at most, and only in the last one; there a share may be empty. Of the global order, ``start`` images are
-    trained already, maybe in a world of another size: they are left out, and the first step takes what is left of it.
-
-    >>> shares(["1", "3"], num_samples=5, batch_size=2, rank=1, world_size=2)
-    {0: Share(keys=['1', '3'], global_images=4), 1: Share(keys=[], global_images=1)}
-    >>> shares(["1", "3"], num_samples=5, batch_size=2, rank=1, world_size=2, start=2)
-    {0: Share(keys=['3'], global_images=2), 1: Share(keys=[], global_images=1)}
+    >>> [num_micro_batches(64, batch_size=8, world_size=world) for world in (8, 5, 3, 1)]
+    [1, 2, 3, 8]
     """
-    global_batch = batch_size * world_size
-    cut: dict[int, Share] = {}
-    for step in range(start // global_batch, num_steps(num_samples, batch_size=batch_size, world_size=world_size)):
-        first, last = max(step * global_batch, start), min((step + 1) * global_batch, num_samples)
-        # The rank's own keys are every world_size-th of the global order: how many of them lie before an image?
-        mine = slice(*(-(-(place - rank) // world_size) for place in (first, last)))
-        cut[step] = Share(keys[mine], last - first)
-    return cut
+    return -(-global_batch // (world_size * batch_size))
 
 
-def num_steps(num_samples: int, *, batch_size: int, world_size: int) -> int:
-    """Steps of an epoch, a short last one included.
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How ``num_samples`` images over all ranks fall into steps, and each rank's share of a step into micro-batches.
 
-    >>> num_steps(205, batch_size=8, world_size=2)
-    13
+    A step is ``global_batch`` images, or ``batch_size`` of each rank where that is None; the epoch's last one takes
+    what is left. All steps have as many micro-batches on all ranks, of at most ``batch_size`` images.
     """
-    return -(-num_samples // (batch_size * world_size))
+
+    num_samples: int
+    batch_size: int
+    world_size: int
+    global_batch: int | None = None
+
+    @property
+    def images(self) -> int:
+        """Images of a whole step, over all ranks."""
+        return self.global_batch or self.batch_size * self.world_size
+
+    @property
+    def num_parts(self) -> int:
+        """Micro-batches of a step."""
+        return num_micro_batches(self.images, batch_size=self.batch_size, world_size=self.world_size)
+
+    def __len__(self) -> int:
+        """Steps of an epoch, a short last one included.
+
+        >>> len(Steps(num_samples=205, batch_size=8, world_size=2))
+        13
+        """
+        return -(-self.num_samples // self.images)
+
+    def shares(self, keys: list[str], *, rank: int, start: int = 0) -> list[Share]:
+        """Cut one rank's ``keys`` into what it takes at once, in the order of steps; as many on every rank.
+
+        Shares of a step differ by an image at most from rank to rank, and so do the parts of one share, the first being
+        the larger: a part that is empty on a rank with the larger share is empty on all. Of the global order, ``start``
+        images are trained already, maybe in a world of another size: they are left out, and the first step takes what
+        is left of it.
+
+        >>> steps = Steps(num_samples=5, batch_size=2, world_size=2)
+        >>> [(share.keys, share.global_images) for share in steps.shares(["1", "3"], rank=1)]
+        [(['1', '3'], 4), ([], 1)]
+        >>> [(share.keys, share.global_images) for share in steps.shares(["1", "3"], rank=1, start=2)]
+        [(['3'], 2), ([], 1)]
+        """
+        cut: list[Share] = []
+        for step in range(start // self.images, len(self)):
+            first, last = max(step * self.images, start), min((step + 1) * self.images, self.num_samples)
+            # The rank's own keys are every world_size-th of the global order: how many of them lie before an image?
+            mine = keys[slice(*(-(-(place - rank) // self.world_size) for place in (first, last)))]
+            size, larger = divmod(len(mine), self.num_parts)
+            for part in range(self.num_parts):
+                begin = part * size + min(part, larger)
+                end = begin + size + (part < larger)
+                cut.append(Share(mine[begin:end], last - first, step, Part(part, self.num_parts)))
+        return cut

@@ -13,19 +13,20 @@ from onestage.data.input_sizes import InputSizes
 from onestage.data.shards import image_of as stored_image
 from onestage.data.transforms import Augment, Sample, boxes_of, fit_of, image_of, pixels_of
 from onestage.data.truth import named, truth_of
-from onestage.types import XYXY, Batch, Placement, Skipped, Target
+from onestage.types import WHOLE, XYXY, Batch, Part, Placement, Skipped, Target
 
 
 class RawShare(NamedTuple):
     """One rank's share of a step: its raw samples, the step's number in the epoch, and its images over all ranks.
 
-    ``skipped`` are those of the share that could not be read.
+    ``skipped`` are those of the share that could not be read; ``part`` says which micro-batch of the step it is.
     """
 
     raws: list[dict[str, Any]]
     step: int
     global_images: int
     skipped: Sequence[Skipped] = ()
+    part: Part = WHOLE
 
 
 Prepare = Callable[..., Batch]
@@ -73,6 +74,7 @@ def collate(
     global_images: int,
     skipped: Sequence[Skipped] = (),
     room: int | None = None,
+    part: Part = WHOLE,
 ) -> Batch:
     """Samples of one ``size`` [H, W] as a batch; of none, images (0, 3, H, W). Images lie in memory channels last.
 
@@ -109,6 +111,7 @@ def collate(
         global_images=global_images,
         skipped=tuple(skipped),
         colour=torch.stack(colours) if colours else None,
+        part=part,
     )
 
 
@@ -132,7 +135,14 @@ class TrainingBatch:
         size = self.input_sizes(seed=self.seed, epoch=epoch, batch=share.step)
         skipped = list(share.skipped)
         samples = self._samples(share, size=size, epoch=epoch, skipped=skipped)
-        return collate(samples, size=size, global_images=share.global_images, skipped=skipped, room=len(share.raws))
+        return collate(
+            samples,
+            size=size,
+            global_images=share.global_images,
+            skipped=skipped,
+            room=len(share.raws),
+            part=share.part,
+        )
 
     def _samples(
         self, share: RawShare, *, size: tuple[int, ...], epoch: int, skipped: list[Skipped]

@@ -85,7 +85,7 @@ class OneStageDetector(nn.Module, ABC):
         self.check_size(images.shape[2], images.shape[3])
 
     def positives_per_image(self, num_positives: Tensor, num_images: int) -> Tensor:
-        """Of the whole step, over all ranks: what SSD's losses are divided by, with the images of this rank."""
+        """Of one micro-batch, over all ranks: what SSD's losses are divided by, with the images of this rank."""
         images = torch.full_like(num_positives, num_images)
         positives, images = self.mean_over_ranks(torch.stack((num_positives, images)).float())
         mean: Tensor = positives.clamp(min=1e-6) / images

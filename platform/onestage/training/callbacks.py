@@ -8,11 +8,12 @@ from typing import Any, Final
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from onestage.drawing import draw, side_by_side
 from onestage.training.module import DetectionModule
+from onestage.training.stopped import Stopped
 from onestage.types import Batch
 
 COLUMNS: Final = 4
@@ -39,42 +40,65 @@ class Ema(WeightAveraging):
             torch._foreach_copy_(averaged, current)
 
 
-class MidEpochCheckpoint(ModelCheckpoint):
-    """Saves between steps, but not after an epoch's last one, where the end of the epoch is saved anyway.
+class StopWhenAsked(Callback):
+    """Where ``asked`` says so on any rank, all of them stop behind the same step: ``save`` a checkpoint, then Stopped.
 
-    Lightning 2.6.6 counts an epoch too few in a checkpoint of that moment: a second resume would repeat batches.
+    Behind an epoch's last step that is after the epoch's own checkpoint: goes behind the callback that saves it.
     """
+
+    def __init__(self, asked: Callable[[], bool], *, save: Callable[[pl.Trainer], None]) -> None:
+        self.asked = asked
+        self.save = save
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        pl_module.stop_asked = self.asked()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        assert isinstance(pl_module, DetectionModule)
+        if batch.ends_step and pl_module.stop_agreed and not trainer.is_last_batch:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        if pl_module.stop_agreed:
+            self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        self.save(trainer)
+        raise Stopped(f"stopped at step {trainer.global_step}, checkpoint saved")
 
 
 class Throughput(Callback):
     """Logs images per second over all ranks, and the share of time that a step waited for its batch."""
 
     def __init__(self) -> None:
-        self.ended = time.perf_counter()
-        self.started = self.ended
+        self.began = self.ended = time.perf_counter()  # of a step, and of the batch before
+        self.waited = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.ended = time.perf_counter()
+        self.began = self.ended = time.perf_counter()
+        self.waited = 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        self.started = time.perf_counter()
+        self.waited += time.perf_counter() - self.ended
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
-        took, waited = now - self.ended, self.started - self.ended
-        self.ended = now
+        self.ended = time.perf_counter()
+        if not batch.ends_step:
+            return
+        took = self.ended - self.began
         num_images = batch.step_images(trainer.world_size)
-        pl_module.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": waited / took}, batch_size=1)
+        pl_module.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": self.waited / took}, batch_size=1)
+        self.began, self.waited = self.ended, 0.0
 
 
 class Progress(Callback):
@@ -89,7 +113,8 @@ class Progress(Callback):
         # Asked once and by every rank: it may wait for the others.
         self.num_steps = int(trainer.estimated_stepping_batches)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
+    def _tell(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, DetectionModule)
         self.told = time.perf_counter()
         metrics = trainer.callback_metrics
         shown = ("train/loss", "perf/images_per_s", "val/map", "val/map_50")
@@ -99,17 +124,20 @@ class Progress(Callback):
                 "num_epochs": trainer.max_epochs,
                 "step": trainer.global_step,
                 "num_steps": self.num_steps,
+                "images": module.images_seen,
                 **{name: float(metrics[name]) for name in shown if name in metrics},
             }
         )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.is_global_zero and time.perf_counter() - self.told > 0.5:
-            self._tell(trainer)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and batch.ends_step and time.perf_counter() - self.told > 0.5:
+            self._tell(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._tell(trainer)
+            self._tell(trainer, pl_module)
 
 
 class Pictures(Callback):

@@ -4,6 +4,7 @@ B images of this rank's batch.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from onestage.errors import InputError
 from onestage.training.divergence import BadBatch, check_weights, stop
 from onestage.training.schedules import Schedule
-from onestage.types import Batch, Detections, Skipped, Target
+from onestage.types import WHOLE, Batch, Detections, Skipped, Target
 
 
 class Found(NamedTuple):
@@ -29,13 +30,21 @@ class Found(NamedTuple):
     target: Target
 
 
-class Step(NamedTuple):
-    """The batch that a rank trains on, the parts of its loss there; the step's loss and skipped images of all ranks."""
+class MicroBatch(NamedTuple):
+    """What a rank trains on at once, its loss there, as a whole and by part, and what its random draws began with."""
 
     batch: Batch
+    loss: Tensor
     parts: Mapping[str, Tensor]
+    seed: int
+
+
+class Step(NamedTuple):
+    """Of all ranks: a step's loss, how many images it had to skip, and how many ranks ask to stop behind it."""
+
     loss: Tensor
     skipped: Tensor
+    asking: Tensor
 
 
 class Metric(Protocol):
@@ -50,6 +59,13 @@ class DetectionModule(pl.LightningModule):
     ``optimizer`` makes one from parameter groups; ``schedule`` gives the factor of its learning rate; ``card`` is plain
     data that every checkpoint carries, enough to build the detector again. More than ``max_skipped`` images of
     an epoch, or of a validation, that could not be read are an ``InputError``; rank 0 has them in ``skipped``.
+
+    A step's gradient is that of the mean loss over its images, on however many ranks and in however many micro-batches.
+    A detector with ``counts_over_ranks`` divides by the positives of all ranks, but of one micro-batch: where a step
+    has several, each is weighed by its images, not by its positives, and the step depends a little on their number.
+
+    ``stop_asked`` may be set on any rank at any time. With the end of the next step ``stop_agreed`` is set on all of
+    them, before its ``on_train_batch_end``.
     """
 
     def __init__(
@@ -73,11 +89,14 @@ class DetectionModule(pl.LightningModule):
         self.card = dict(card)
         self.metrics: dict[str, float] = {}
         self.images_seen = 0
+        self.stop_asked = False
+        self.stop_agreed = False
         self.max_skipped = max_skipped
         self.num_skipped = 0  # of the epoch, over all ranks
         self.skipped: list[Skipped] = []  # not told to anyone yet
         self._start = (0, Fraction(0))  # the step and the epoch from which this process counts
         self._steps_per_epoch = 1
+        self._micro_batches: list[MicroBatch] = []  # of the step at hand
         self.found: list[Found] = []
         self.val_losses: list[Tensor] = []
         self.val_skipped: list[Skipped] = []
@@ -106,7 +125,8 @@ class DetectionModule(pl.LightningModule):
         except ValueError as error:  # torch says which value, not whose
             raise InputError(f"optimizer: {error}") from error
         num_steps = int(self.trainer.estimated_stepping_batches)
-        self._steps_per_epoch = max(int(self.trainer.num_training_batches), 1)
+        num_batches, accumulated = int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches
+        self._steps_per_epoch = max(-(-num_batches // accumulated), 1)
         num_epochs = num_steps / self._steps_per_epoch
 
         def factor(step: int) -> float:
@@ -139,49 +159,66 @@ class DetectionModule(pl.LightningModule):
         self.log("data/skipped", float(self.num_skipped), batch_size=1)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # What a step draws depends on the seed, step and rank alone, so that a resumed run draws the same.
-        torch.manual_seed(self._step_seed())
+        # What a batch draws depends on the seed, step, rank and its part of the step alone, so that a resumed run draws
+        # the same.
+        torch.manual_seed(self._seed_of(batch))
 
-    def _step_seed(self) -> int:
-        return hash((self.seed, self.global_step, self.global_rank)) % 2**63
+    def _seed_of(self, batch: Batch) -> int:
+        return hash((self.seed, self.global_step, self.global_rank, batch.part.number)) % 2**63
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         num_images = batch.step_images(self.trainer.world_size)
         if len(batch) == 0:
-            # The epoch's last step can leave a rank without an image; the others still wait for its gradients.
-            losses = {}
-            if getattr(self.detector, "counts_over_ranks", False):
-                self._mean_over_ranks(torch.zeros(2, device=self.device))
-            loss = torch.stack([p.sum() for p in self.detector.parameters() if p.requires_grad]).sum() * 0.0
+            losses: dict[str, Tensor] = {}
+            loss = self._loss_of_none(batch)
         else:
-            # DDP averages over ranks: weighting by images makes that the mean over the images of the whole step.
-            share = len(batch) * self.trainer.world_size / num_images
+            # DDP averages over ranks, Lightning over micro-batches: weighting by images makes that the mean over the
+            # images of the whole step.
+            share = len(batch) * self.trainer.world_size * batch.part.of / num_images
             losses = {name: part * share for name, part in self._losses(batch).items()}
             loss = torch.stack(list(losses.values())).sum()
+        if batch.part.number == 0:
+            self._micro_batches = []
         parts = {name: part.detach() for name, part in losses.items()}
-        self._step = Step(batch, parts, *self._log_losses(loss, parts, len(batch.skipped)))
-        self.images_seen += num_images
-        if isinstance(seen := getattr(self.detector, "seen", None), Tensor):
-            seen += num_images
+        self._micro_batches.append(MicroBatch(batch, loss.detach(), parts, self._seed_of(batch)))
+        if batch.ends_step:
+            self._step = self._log_losses()
+            self.images_seen += num_images
+            if isinstance(seen := getattr(self.detector, "seen", None), Tensor):
+                seen += num_images
         return loss
+
+    def _loss_of_none(self, batch: Batch) -> Tensor:
+        """Nothing, where a step leaves a rank without an image; the others still wait for its gradients and counts."""
+        parameters = [p.sum() for p in self.detector.parameters() if p.requires_grad]
+        # The ranks' largest share of the step: where even that has no image in this part, nobody waits.
+        largest = -(-batch.step_images(self.trainer.world_size) // self.trainer.world_size)
+        if batch.part.number < largest and any(
+            isinstance(module, nn.SyncBatchNorm) and module.training for module in self.detector.modules()
+        ):
+            # Synchronised norms exchange their statistics in forward and backward, and leave out who has no image.
+            parameters += [one.sum() for one in self.detector.raw_maps(to_float(batch.images))]  # type: ignore[operator]
+        if getattr(self.detector, "counts_over_ranks", False):
+            self._mean_over_ranks(torch.zeros(2, device=self.device))
+        return torch.stack(parameters).sum() * 0.0
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = self.detector.losses(self.detector(to_float(batch.images)), batch.targets)  # type: ignore[operator]
         return parts
 
-    def _log_losses(self, loss: Tensor, losses: Mapping[str, Tensor], num_skipped: int) -> tuple[Tensor, Tensor]:
-        """The step's losses over all ranks, by name; one reduction of a few numbers.
-
-        Returns the total, and how many images the ranks had to skip.
-        """
-        parts: tuple[str, ...] = self.detector.loss_parts  # type: ignore[assignment]
-        none = torch.zeros_like(loss)  # a rank without an image has no parts
-        mine = [loss.detach(), *(losses.get(name, none) for name in parts), none + num_skipped]
-        *values, skipped = self._mean_over_ranks(torch.stack(mine))
-        names = ["train/loss", *(f"train/loss/{name}" for name in parts)]
-        self.log_dict(dict(zip(names, values, strict=True)), batch_size=1)
+    def _log_losses(self) -> Step:
+        """The step's losses over all ranks, by name; one reduction of a few numbers at the end of its micro-batches."""
+        names: tuple[str, ...] = self.detector.loss_parts  # type: ignore[assignment]
+        none = torch.zeros((), device=self.device)  # a rank without an image has no parts
+        by_part = [torch.stack([one.parts.get(name, none) for one in self._micro_batches]).mean() for name in names]
+        num_skipped = sum(len(one.batch.skipped) for one in self._micro_batches)
+        total = torch.stack([one.loss for one in self._micro_batches]).mean()
+        mine = [total, *by_part, none + num_skipped, none + self.stop_asked]
+        loss, *parts, skipped, asking = self._mean_over_ranks(torch.stack(mine))
+        losses = {f"train/loss/{name}": part for name, part in zip(names, parts, strict=True)}
+        self.log_dict({"train/loss": loss, **losses}, batch_size=1)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[0], batch_size=1)  # type: ignore[union-attr]
-        return values[0], skipped * self.trainer.world_size
+        return Step(loss, skipped * self.trainer.world_size, asking * self.trainer.world_size)
 
     def configure_gradient_clipping(
         self,
@@ -193,14 +230,17 @@ class DetectionModule(pl.LightningModule):
         self.log("train/grad_norm", norm, batch_size=1)
         self._stop_if_diverged(norm)
         # Asked here, where the device has been waited for already.
-        if num_skipped := round(float(self._step.skipped)):
+        num_skipped, num_asking = (round(number) for number in torch.stack(self._step[1:]).tolist())
+        self.stop_agreed = num_asking > 0
+        if num_skipped:
             self._count_skipped(num_skipped)
 
     def _count_skipped(self, num_skipped: int) -> None:
         """Every rank knows the number, so that all of them come here, and all of them stop or none does."""
         self.num_skipped += num_skipped
         self.log("data/skipped", float(self.num_skipped), batch_size=1)
-        skipped = [one for part in all_gather(self._step.batch.skipped, self.trainer.world_size) for one in part]
+        mine = [one for micro_batch in self._micro_batches for one in micro_batch.batch.skipped]
+        skipped = [one for part in all_gather(mine, self.trainer.world_size) for one in part]
         if self.global_rank == 0:
             self.skipped += skipped
         check_skipped(self.num_skipped, self.max_skipped, what=f"of epoch {self.current_epoch}", such_as=skipped)
@@ -217,22 +257,23 @@ class DetectionModule(pl.LightningModule):
             finite = finite & norm.isfinite()  # 16-mixed's scaler finds its scale by infinite gradients, and skips them
         if finite:
             return
+        suspect = _suspect(self._micro_batches)
         weights = self.detector.state_dict()
         if "seen" in weights:
-            weights["seen"] = weights["seen"] - self._step.batch.step_images(self.trainer.world_size)
+            weights["seen"] = weights["seen"] - suspect.batch.step_images(self.trainer.world_size)
         bad = BadBatch(
-            batch=self._step.batch,
+            batch=suspect.batch,
             weights=weights,
             card=self.card,
             step=self.global_step,
             rank=self.global_rank,
-            seed=self._step_seed(),
+            seed=suspect.seed,
             precision=str(self.trainer.precision),
         )
         folder = Path(self.trainer.default_root_dir) / "bad_batch"
         stop(
             bad,
-            self._step.parts,
+            suspect.parts,
             loss=self._step.loss,
             folder=folder,
             world_size=self.trainer.world_size,
@@ -294,6 +335,29 @@ class DetectionModule(pl.LightningModule):
         self.num_skipped = checkpoint["onestage"].get("skipped", 0)
         self.images_seen = checkpoint["onestage"]["images_seen"]
         self._start = (checkpoint["global_step"], epoch)
+
+
+def _suspect(micro_batches: Sequence[MicroBatch]) -> MicroBatch:
+    """The first micro-batch of a diverged step whose loss is not finite; where there is none, all of them as one."""
+    for one in micro_batches:
+        if not one.loss.isfinite():
+            return one
+    if len(micro_batches) == 1:
+        return micro_batches[0]
+    batches = [one.batch for one in micro_batches]
+    whole = replace(
+        batches[0],
+        images=torch.cat([batch.images.cpu() for batch in batches]),
+        targets=[target for batch in batches for target in batch.targets],
+        keys=[key for batch in batches for key in batch.keys],
+        part=WHOLE,
+    )
+    names = dict.fromkeys(name for one in micro_batches for name in one.parts)
+    parts = {
+        name: torch.stack([one.parts[name] for one in micro_batches if name in one.parts]).sum() / len(micro_batches)
+        for name in names
+    }
+    return MicroBatch(whole, torch.stack([one.loss for one in micro_batches]).mean(), parts, micro_batches[0].seed)
 
 
 def check_skipped(num_skipped: int, limit: int, *, what: str, such_as: Sequence[Skipped]) -> None:

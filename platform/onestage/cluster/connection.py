@@ -1,0 +1,140 @@
+"""This process's connection to Ray: started on this machine, or attached to a cluster that runs."""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from onestage.cluster.resources import Node
+from onestage.errors import InputError
+
+CONNECT_S: Final = 5.0
+POLL_S: Final = 1.0
+
+
+def quiet() -> None:
+    """Ray's settings for every process of ours; to be called before Ray is imported, which reads them then."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a training beside any other process
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+
+
+@contextmanager
+def local(*, cores: int, gpus: int) -> Iterator[None]:
+    """A Ray of this process's own, which ends with it."""
+    quiet()
+    if "RAY_AUTH_MODE" not in os.environ:  # a token of this process; Ray would leave one in the home folder
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    import ray
+
+    with _own_sigterm():
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            num_gpus=gpus,
+            include_dashboard=False,
+            configure_logging=False,
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def attached(cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], None]) -> Iterator[None]:
+    """Attached to the cluster at ``cluster.address``; waits ``wait_s`` for a head that is away.
+
+    Raises InputError where there is none by then, or it refuses the token.
+    """
+    from onestage.cluster import jobs, local_cluster
+
+    quiet()
+    address = resolved(cluster["address"])
+    if "RAY_AUTH_MODE" not in os.environ and (mine := local_cluster.find(address)) is not None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(mine.token)}
+    _wait_for_head(address, wait_s=wait_s, say=say)
+    import ray
+
+    with _own_sigterm():
+        try:
+            ray.init(
+                address=address,
+                runtime_env=jobs.runtime_env(dict(cluster), driver_env=os.environ),
+                configure_logging=False,
+                log_to_driver=False,
+            )
+        except Exception as error:
+            raise InputError(f"no way into the cluster at {address}: {_first_line(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resolved(address: str | None) -> str:
+    """``auto`` as HOST:PORT: RAY_ADDRESS, else the one local cluster that ``onestage cluster up`` started."""
+    from onestage.cluster import local_cluster
+
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or local_cluster.address()
+        if address is None:
+            raise InputError(
+                "cluster.address=auto finds no cluster: set RAY_ADDRESS=HOST:PORT, or start one "
+                "(`onestage cluster up --workers 2`)"
+            )
+    if "://" in address or ":" not in address:
+        raise InputError(
+            f"cluster.address={address} is none to attach to: write HOST:PORT (a head's GCS, 6379 by default), "
+            f"or http://HOST:8265 to send it a job"
+        )
+    return address
+
+
+def nodes() -> list[Node]:
+    """The alive machines of the cluster that this process is attached to."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return [
+        Node(node["NodeManagerHostname"], node["Resources"], free.get(node["NodeID"], {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _wait_for_head(address: str, *, wait_s: float, say: Callable[[str], None]) -> None:
+    """Ray itself would wait a minute in silence, and end this process."""
+    host, _, port = address.rpartition(":")
+    start = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        except (OSError, ValueError) as error:
+            waited = time.monotonic() - start
+            if waited >= wait_s or isinstance(error, ValueError):
+                raise InputError(f"no Ray head at {address} ({error}): is the cluster up?") from error
+            say(f"no Ray head at {address}; waiting {waited:.0f} s of {wait_s:.0f} s")
+            time.sleep(POLL_S)
+        else:
+            return
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's start takes SIGTERM over, to print a C++ stack; it is given back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
