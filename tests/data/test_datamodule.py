@@ -249,6 +249,18 @@ def test_resumed_with_other_micro_batches_training_sees_just_the_next_steps(
     assert seen == expected_steps
 
 
+@pytest.mark.parametrize("micro_batch", [4, 2])
+def test_resumed_behind_an_epoch_without_validation_the_next_one_begins(
+    data_of: DataOf, dataset: Path, tmp_path: Path, micro_batch: int, expected_steps: list[list[str]]
+) -> None:
+    """Also where steps are counted: Lightning alone would train a batch more of the epoch that has ended."""
+    path, rare = tmp_path / "last.ckpt", {"check_val_every_n_epoch": 100, "max_steps": len(expected_steps)}
+    callbacks: list[pl.Callback] = [SaveAndStop(path, hook="on_train_epoch_end", after=5)]
+    seen = fit(in_steps_of(4, data_of(dataset, batch_size=micro_batch)), callbacks=callbacks, **rare)
+    seen += fit(in_steps_of(4, data_of(dataset, batch_size=micro_batch)), resume=path, **rare)
+    assert seen == expected_steps
+
+
 class SaveWithinAStep(pl.Callback):
     """Saves behind a micro-batch with which the optimizer has not stepped, ``steps`` after the first, and stops."""
 

@@ -87,15 +87,9 @@ class History:
     def end(self, how: str, reason: str | None = None) -> None:
         """The training's end: ``finished``, ``failed``, ``preempted``, ``interrupted``; ``reason`` in one line."""
         reached = self._reached
-        at = f" at step {reached.step}" if reached else ""
         self._keep_reached()
-        self._write(
-            how,
-            f"{how}{at}" + (f": {reason}" if reason else ""),
-            reason=reason,
-            step=reached.step if reached else None,
-            **self._summary,
-        )
+        # For people the command itself says it.
+        self._write(how, None, reason=reason, step=reached.step if reached else None, **self._summary)
 
     def _start(self, start: Start) -> None:
         """Each rank tells; the group has started when all have."""
