@@ -200,16 +200,20 @@ class TestStopWhenAsked:
         """Asked before the step after ``asked_at``; behind an epoch's last step too, where a resume starts an epoch."""
         saved: list[int] = []
         steps: list[int] = []
+        done: list[int] = []
 
         class Count(pl.Callback):
             def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
                 steps.append(trainer.global_step)
 
+            def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+                done.append(trainer.global_step)
+
         callback = StopWhenAsked(lambda: steps[-1] >= asked_at, save=lambda trainer: saved.append(trainer.global_step))
         with pytest.raises(Stopped, match=f"stopped at step {stopped_at}, checkpoint saved"):
             trained(tmp_path, Count(), callback)
         assert saved == [stopped_at]
-        assert steps[-1] == stopped_at - 1
+        assert done[-1] == stopped_at
 
     def test_not_asked_it_ends_as_ever(self, tmp_path: Path) -> None:
         trainer, _ = trained(tmp_path, StopWhenAsked(lambda: False, save=lambda trainer: pytest.fail("saved")))

@@ -49,11 +49,14 @@ class StopWhenAsked(Callback):
     def __init__(self, asked: Callable[[], bool], *, save: Callable[[pl.Trainer], None]) -> None:
         self.asked = asked
         self.save = save
+        self._saved = False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DetectionModule)
+        if self._saved:
+            self._stop(trainer)
         pl_module.stop_asked = self.asked()
 
     def on_train_batch_end(
@@ -61,15 +64,16 @@ class StopWhenAsked(Callback):
     ) -> None:
         assert isinstance(pl_module, DetectionModule)
         if batch.ends_step and pl_module.stop_agreed and not trainer.is_last_batch:
-            self._stop(trainer)
+            self.save(trainer)
+            self._saved = True  # and stop when Lightning has logged this step, as it does behind this
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         if pl_module.stop_agreed:
+            self.save(trainer)
             self._stop(trainer)
 
     def _stop(self, trainer: pl.Trainer) -> None:
-        self.save(trainer)
         raise Stopped(f"stopped at step {trainer.global_step}, checkpoint saved")
 
 
