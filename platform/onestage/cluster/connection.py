@@ -53,12 +53,11 @@ def attached(cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], 
 
     Raises InputError where there is none by then, or it refuses the token.
     """
-    from onestage.cluster import jobs, local_cluster
+    from onestage.cluster import jobs
 
     quiet()
     address = resolved(cluster["address"])
-    if "RAY_AUTH_MODE" not in os.environ and (mine := local_cluster.find(address)) is not None:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(mine.token)}
+    show_token(address)
     _wait_for_head(address, wait_s=wait_s, say=say)
     import ray
 
@@ -76,6 +75,14 @@ def attached(cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], 
         yield
     finally:
         ray.shutdown()
+
+
+def show_token(address: str) -> None:
+    """Has Ray show the token of the local cluster at ``address``, where it is ours and the environment names none."""
+    from onestage.cluster import local_cluster
+
+    if "RAY_AUTH_MODE" not in os.environ and (mine := local_cluster.find(address)) is not None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(mine.token)}
 
 
 def resolved(address: str | None) -> str:

@@ -152,11 +152,8 @@ def reach(address: str, *, limit_s: float = REACH_S) -> None:
 
     Ray would try for minutes at what is no head, and then end its process: so another process tries first.
     """
-    from onestage.cluster import local_cluster
-
     connection.quiet()
-    if "RAY_AUTH_MODE" not in os.environ and (mine := local_cluster.find(address)) is not None:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(mine.token)}
+    connection.show_token(address)
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=connection.CONNECT_S).close()

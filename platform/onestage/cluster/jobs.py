@@ -314,11 +314,9 @@ def _user() -> str:
 def _client(where: str) -> Any:
     """Ray's client for jobs, with a limit on each request. Raises InputError where the cluster does not let us in."""
     connection.quiet()
-    if "RAY_AUTH_MODE" not in os.environ:
-        if (mine := local_cluster.find(where)) is not None:
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(mine.token)}
-        elif {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-            os.environ["RAY_AUTH_MODE"] = "token"
+    connection.show_token(where)
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     parts = urlsplit(where)
     try:
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

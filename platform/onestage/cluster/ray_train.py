@@ -70,7 +70,7 @@ def _train(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
     before: tuple[str, int] | None = None
     while True:
         workers = resources.wait_for_workers(
-            cluster, nodes=connection.nodes, say=lambda text: show({"waiting": text}), sleep=lambda s: _sleep(s, stop)
+            cluster, nodes=connection.nodes, say=lambda text: show({"waiting": text}), sleep=stop.sleep
         )
         group = Group(job, num_workers=workers, show=show, stop=stop)
         try:
@@ -92,21 +92,13 @@ def _train(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
                     "ranks": error.ranks,
                 }
             )
-            _sleep(pause_s, stop)
+            stop.sleep(pause_s)
             continue
         if result is not None:
             return result
         if stop.asked is not None:
             stop.raise_asked()
         show({"note": "the cluster has room for more workers: going on with them"})
-
-
-def _sleep(seconds: float, stop: Stop) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if stop.asked is not None:
-            stop.raise_asked()
-        time.sleep(min(left, POLL_S))
 
 
 class Group:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 ECHO_S: Final = 2.0
+POLL_S: Final = 0.25
 
 Why = Literal["interrupted", "preempted"]
 
@@ -40,6 +41,14 @@ class Stop:
     def raise_asked(self) -> None:
         """End here and now, as was asked."""
         raise KeyboardInterrupt if self.asked == "interrupted" else Preempted
+
+    def sleep(self, seconds: float) -> None:
+        """Waits so long; raises as ``raise_asked`` does once somebody asks."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.asked is not None:
+                self.raise_asked()
+            time.sleep(min(left, POLL_S))
 
     @contextlib.contextmanager
     def listened(self) -> Iterator[None]:

@@ -63,7 +63,7 @@ def run(job: Job, *, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict
                     "limit": restarts.limit,
                 }
             )
-            _sleep(pause_s, stop)
+            stop.sleep(pause_s)
 
 
 def _raise(error: dict[str, str], stop: Stop) -> None:
@@ -148,11 +148,3 @@ def _lines(descriptor: int) -> Iterator[str]:
             return
         *lines, rest = (rest + read).split(b"\n")
         yield from (line.decode() for line in lines if line)
-
-
-def _sleep(seconds: float, stop: Stop) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if stop.asked is not None:
-            stop.raise_asked()
-        time.sleep(min(left, 0.25))
