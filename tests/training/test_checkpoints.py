@@ -290,6 +290,10 @@ class TestRefusals:
             writer.finish()
         release.set()
         assert writer.wait()
+        with pytest.raises(InputError, match=r"no answer in 0\.2 s"):  # step 2 was left out
+            writer.finish()
+        writer.save_checkpoint(state_of(3), None)
+        writer.finish()
 
 
 def fit(

@@ -316,7 +316,7 @@ def rigged(folder: Path, *, data: Path, seed: int, name: str, say: Say) -> Itera
         cluster.down()
 
 
-def bench(*, kills: int, seed: int, data: Path | None, folder: Path, say: Say) -> dict[str, Any]:
+def bench(*, kills: int, seed: int, data: Path | None, storage: Path, say: Say) -> dict[str, Any]:
     """``kills`` harms of kinds and at times drawn from ``seed``; at most one host joins.
 
     Returns the report: a row a harm, and what the run looks like at its end.
@@ -324,10 +324,10 @@ def bench(*, kills: int, seed: int, data: Path | None, folder: Path, say: Say) -
     if kills < 1:
         raise InputError(f"need --kills >= 1, got {kills}")
     if data is None:
-        data = folder / "scenes"
+        data = storage / "scenes"
         if not (data / "dataset.json").is_file():
             draw(data, seed=1, num_train=200, num_val=16, num_test=4, size=96)
-    with rigged(folder, data=data, seed=seed, name="chaos", say=say) as rig:
+    with rigged(storage, data=data, seed=seed, name="chaos", say=say) as rig:
         harms: list[Harm] = []
         kinds = list(KINDS)
         while len(harms) < kills:
@@ -341,27 +341,24 @@ def bench(*, kills: int, seed: int, data: Path | None, folder: Path, say: Say) -
 
 
 def report(rig: Rig, harms: Sequence[Harm], *, steps: int) -> dict[str, Any]:
-    """What the harms cost, and whether the run is whole: its status, images, and each step's loss logged once."""
+    """What the harms cost; ``passed`` where nothing was lost for good: FINISHED, with each step's loss logged once."""
     import torch
 
     checkpoint = rig.folder / "runs" / rig.run_id / "checkpoints" / "last.ckpt"
     loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    logged = _logged_steps(rig)
+    logged, status, reached = _logged_steps(rig), _status(rig), loaded["global_step"]
+    twice = sorted(step for step, times in logged.items() if times > 1)
+    missing = sorted(set(range(steps)) - set(logged))  # Lightning counts from 0
     return {
         "harms": [vars(harm) for harm in harms],
         "steps": steps,
-        "status": _status(rig),
-        "global_step": loaded["global_step"],
+        "status": status,
+        "global_step": reached,
         "images_seen": loaded["onestage"]["images_seen"],
-        "logged_twice": sorted(step for step, times in logged.items() if times > 1),
-        "not_logged": sorted(set(range(1, steps + 1)) - set(logged)),
+        "logged_twice": twice,
+        "not_logged": missing,
+        "passed": status == "FINISHED" and reached == steps and not twice and not missing,
     }
-
-
-def is_whole(report: dict[str, Any]) -> bool:
-    """Whether nothing was lost for good: the run FINISHED with all its steps, each of which was logged once."""
-    steps_right = report["global_step"] == report["steps"]
-    return report["status"] == "FINISHED" and steps_right and not report["logged_twice"] and not report["not_logged"]
 
 
 def _logged_steps(rig: Rig) -> Counter[int]:
@@ -396,7 +393,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"{report['status']} after {report['global_step']} steps, {report['images_seen']} images; "
             + (
                 "every step was logged once"
-                if is_whole(report)
+                if not report["logged_twice"] and not report["not_logged"]
                 else f"steps missing: {report['not_logged'][:10]}, twice: {report['logged_twice'][:10]}"
             ),
         ]

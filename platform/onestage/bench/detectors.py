@@ -76,7 +76,7 @@ def bench(names: Sequence[str], *, data: Path, images_seen: int, precision: str,
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             console.print(f"{name} failed: {reason}")
             rows.append({"name": name, "failed": reason})
-    return report | {"detectors": rows}
+    return report | {"detectors": rows, "passed": not any("failed" in row for row in rows)}
 
 
 def _training(manifest: Manifest, *, data: Path, images_seen: int, precision: str) -> list[str]:

@@ -37,9 +37,9 @@ class Timing(NamedTuple):
     steps_per_s: float
 
 
-def bench(*, workers: int, steps: int, rounds: int, folder: Path, say: Say) -> dict[str, Any]:
+def bench(*, workers: int, steps: int, rounds: int, storage: Path, say: Say) -> dict[str, Any]:
     """Trains ``steps`` steps ``rounds`` times each way, and loses a worker once; a warm local cluster of ours."""
-    folder = folder.resolve()
+    folder = storage.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "scenes"
     if not (data / "dataset.json").is_file():

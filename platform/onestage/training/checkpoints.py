@@ -143,6 +143,7 @@ class Writer(TorchCheckpointIO):
         self.timings: list[tuple[float, float]] = []  # seconds of each copy and of its write
         self._snapshot = Snapshot()
         self._best = False
+        self._left_out = False  # the newest checkpoint, behind a write that did not end
         self._last_step: int | None = None  # of last.ckpt, once it is known
         self._thread: threading.Thread | None = None
 
@@ -156,7 +157,8 @@ class Writer(TorchCheckpointIO):
 
         ``storage_options={"best": True}`` makes it ``best.ckpt`` as well.
         """
-        if not self.wait():
+        self._left_out = not self.wait()
+        if self._left_out:
             self.notes.append(
                 f"checkpoint of step {checkpoint['global_step']} left out: {self.folder} has not taken the one before "
                 f"in {WRITE_LIMIT_S:g} s"
@@ -181,7 +183,7 @@ class Writer(TorchCheckpointIO):
         done = self.wait()
         if done and self.failed is not None:
             self._run(0.0)
-        if not done or self.failed is not None:
+        if not done or self.failed is not None or self._left_out:
             why = self.failed or f"no answer in {WRITE_LIMIT_S:g} s"
             raise InputError(
                 f"the last checkpoint could not be written to {self.folder} ({why}): "
