@@ -14,7 +14,8 @@ import torch
 from onestage.cluster import storage
 from onestage.cluster.storage import RunFolder, check_storage, marked, same_place
 from onestage.errors import InputError
-from onestage.training.checkpoints import Writer, step_of
+from onestage.training.checkpoint_files import step_of
+from onestage.training.checkpoints import Writer
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from onestage.cluster import supervisor
 from onestage.cluster.job import Job
 from onestage.cluster.stop import Preempted, Stop
 from onestage.errors import InputError
-from onestage.training.divergence import Diverged
+from onestage.training.endings import Diverged
 
 Play = Callable[[str], tuple[Job, list[dict[str, Any]]]]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from onestage.drawing import COLOURS
 from onestage.training.callbacks import BatchPicture, Ema, StopWhenAsked, sheet
+from onestage.training.endings import Stopped
 from onestage.training.module import DetectionModule
-from onestage.training.stopped import Stopped
 from onestage.types import XYXY, Batch, Target
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from onestage.errors import InputError
 from onestage.training import checkpoints
 from onestage.training.callbacks import Ema
-from onestage.training.checkpoints import Checkpoints, Snapshot, Writer, damage, newest, step_of
+from onestage.training.checkpoint_files import damage, newest, step_of
+from onestage.training.checkpoints import Checkpoints, Snapshot, Writer
 from onestage.training.module import DetectionModule
 
 from .test_callbacks import Loader, Noisy

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onestage.errors import InputError
-from onestage.training.divergence import BadBatch, Diverged, check_weights
+from onestage.training.divergence import BadBatch, check_weights
+from onestage.training.endings import Diverged
 from onestage.training.module import DetectionModule
 from onestage.types import XYXY, Batch, Target
 
@@ -218,7 +219,7 @@ import pytorch_lightning as pl
 import torch
 sys.path[:0] = [{package!r}, {tests!r}]
 from test_module import Loader, Scale, Seen, batch
-from onestage.training.divergence import Diverged
+from onestage.training.endings import Diverged
 from onestage.training.module import DetectionModule
 
 class ByRank(Loader):

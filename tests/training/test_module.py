@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from onestage.errors import InputError
-from onestage.training.divergence import BadBatch, Diverged
+from onestage.training.divergence import BadBatch
+from onestage.training.endings import Diverged
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule, Found, in_original, to_float
 from onestage.types import AS_IT_IS, XYXY, Batch, Detections, Part, Placement, Skipped, Target

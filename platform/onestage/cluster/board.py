@@ -84,6 +84,34 @@ class StepMessage(TypedDict):
     images: NotRequired[int]
 
 
+class Place(TypedDict):
+    """Where a worker is: ``node`` as Ray calls it; ``oom_kills`` that machine's count at the worker's start."""
+
+    rank: int
+    host: str
+    node: str
+    oom_kills: int
+
+
+class PlacedMessage(TypedDict):
+    """From every worker, first of all."""
+
+    placed: Place
+
+
+class Leaving(TypedDict):
+    """A worker that has to go, and why."""
+
+    rank: int
+    why: str
+
+
+class LeavingMessage(TypedDict):
+    """From a worker whose process or node will soon be ended; all of them are about to stop with a checkpoint."""
+
+    leaving: Leaving
+
+
 class SkippedMessage(TypedDict):
     """From rank 0: images that could not be read, and the file that names them all."""
 

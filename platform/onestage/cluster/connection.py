@@ -105,15 +105,15 @@ def resolved(address: str | None) -> str:
 
 
 def nodes() -> list[Node]:
-    """The alive machines of the cluster that this process is attached to."""
+    """The machines that the cluster of this process can use: alive, and not being drained."""
     import ray
-    from ray._private.state import available_resources_per_node
+    from ray._private.state import available_resources_per_node, state
 
-    free = available_resources_per_node()
+    free, leaving = available_resources_per_node(), state.get_draining_nodes()
     return [
         Node(node["NodeManagerHostname"], node["Resources"], free.get(node["NodeID"], {}))
         for node in ray.nodes()
-        if node["Alive"]
+        if node["Alive"] and node["NodeID"] not in leaving
     ]
 
 

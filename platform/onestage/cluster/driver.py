@@ -17,7 +17,7 @@ from onestage.cluster.resources import TooFewResources
 from onestage.cluster.stop import Preempted, Stop
 from onestage.cluster.supervisor import MESSAGES
 from onestage.errors import InputError
-from onestage.training.divergence import Diverged
+from onestage.training.endings import Diverged
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
                 result = ray_train.on_cluster(job, show=lambda message: _tell(messages, message), stop=stop)
             _tell(messages, {"result": result})
         except BaseException as error:
-            _tell(messages, {"error": {"kind": kind_of(error), "message": str(error), "story": _story(error)}})
+            _tell(messages, {"error": {"kind": kind_of(error), "message": _words(error), "story": _story(error)}})
 
 
 def kind_of(error: BaseException) -> str:
@@ -47,6 +47,15 @@ def kind_of(error: BaseException) -> str:
         ray_train.GaveUp: "failed",
     }
     return next((kind for known, kind in kinds.items() if isinstance(error, known)), "lost")
+
+
+def _words(error: BaseException) -> str:
+    """Ray's own about its connections name numbers of actors and ports, and no cause."""
+    from ray.exceptions import GetTimeoutError, RayActorError, RpcError
+
+    if isinstance(error, GetTimeoutError | RayActorError | RpcError):
+        return f"its node or the head of the cluster is away ({type(error).__name__})"
+    return str(error)
 
 
 def _story(error: BaseException) -> str:

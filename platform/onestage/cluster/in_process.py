@@ -13,7 +13,7 @@ def run(job: Job, *, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict
     import torch
 
     from onestage.cluster import worker
-    from onestage.training.stopped import Stopped
+    from onestage.training.endings import Stopped
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     cluster = job["config"]["cluster"]

@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from onestage.cluster import connection, resources
+from onestage.cluster import connection, memory, resources
+from onestage.cluster.board import Place
 from onestage.cluster.job import Job
 from onestage.cluster.restarts import Restarts
 from onestage.cluster.stop import Stop
-from onestage.cluster.storage import RunFolder, check_storage, marked, same_place
+from onestage.cluster.storage import RunFolder, check_storage, marked, redacted, same_place
 from onestage.cluster.watchdog import watchdog_of
 from onestage.errors import InputError
 
@@ -22,6 +23,8 @@ GRACE_S: Final = 120.0
 """So long the workers may take to save a checkpoint when they are asked to stop."""
 GROW_EVERY_S: Final = 15.0
 BOARD_S: Final = 60.0
+RAY_STORAGE: Final = "ray/train/v2/_internal/execution/storage.py"
+"""In the traceback of a group whose machines can't reach the storage."""
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -33,13 +36,15 @@ class GaveUp(Exception):
 class Lost(Exception):
     """The worker group ended without a result; the message says why, as far as Ray knows.
 
-    ``raised``: by an error of the training itself, not by the loss of the workers ``ranks`` or their machines.
+    ``raised``: by an error of the training itself, not by the loss of the workers ``ranks`` or their machines; it is
+    known again by its ``kind``.
     """
 
-    def __init__(self, why: str, *, raised: bool, ranks: Sequence[int] = ()) -> None:
+    def __init__(self, why: str, *, raised: bool, ranks: Sequence[int] = (), kind: str | None = None) -> None:
         super().__init__(why)
         self.raised = raised
         self.ranks = list(ranks)
+        self.kind = kind or re.sub(r"worker \d+", "a worker", why)
 
 
 def on_this_machine(job: Job, *, cores: int, gpus: int, show: Show, stop: Stop) -> dict[str, Any]:
@@ -76,13 +81,12 @@ def _train(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
         try:
             result = group.run()
         except Lost as error:
-            this = (re.sub(r"worker \d+", "a worker", str(error)), group.step)
             pause_s = restarts.pause(reached=group.step)
             if pause_s is None:
                 raise GaveUp(f"{error} (after {restarts.count} restarts without progress)") from error
-            if error.raised and this == before:
+            if error.raised and before is not None and before[0] == error.kind and group.step <= before[1]:
                 raise GaveUp(f"{error} (twice at the same step)") from error
-            before = this
+            before = (error.kind, group.step)
             show(
                 {
                     "lost": str(error),
@@ -113,17 +117,21 @@ class Group:
         self.stop = stop
         self.step = 0
         self._trains = False  # a worker was heard to have started
+        self._places: dict[int, Place] = {}
+        self._leaving: dict[int, str] = {}  # why, by rank
         self._stopping_since: float | None = None
         self._looked_for_room = time.monotonic()
 
     def run(self) -> dict[str, Any] | None:
         """The training's result; None where the workers stopped because they were asked to, with a checkpoint.
 
-        Raises Lost, or what no restart would mend: InputError, Diverged.
+        Raises Lost, also where the workers stopped with a checkpoint because one of them has to go, or what no restart
+        would mend: InputError, Diverged.
         """
         import ray
+        from ray.exceptions import OutOfMemoryError
 
-        from onestage.cluster.board import start_board
+        from onestage.cluster.board import start_board, this_host
 
         board = start_board()
         watchdog = watchdog_of(
@@ -142,14 +150,17 @@ class Group:
                     self._look(board)
                     if (verdict := watchdog.look()) is not None:
                         self.show({"hang": verdict})
+            self._hear(board)
             outcome: dict[str, Any] | None = ray.get(board.result.remote(), timeout=BOARD_S)
+        except OutOfMemoryError as error:
+            told = "Ray's memory monitor ended the driver's own helper"
+            raise _lost_memory(told, host=this_host()) from error
         finally:
             ray.kill(board)
             shutil.rmtree(self.folder.local / "ray", ignore_errors=True)
         return self._ended(outcome, fit.error, watchdog.verdict)
 
-    def _look(self, board: Any) -> None:
-        """Hears the workers, and passes on to them what they are to do."""
+    def _hear(self, board: Any) -> None:
         import ray
 
         for message in ray.get(board.take.remote(), timeout=BOARD_S):
@@ -157,7 +168,19 @@ class Group:
                 raise InputError(message["refused"])
             self._trains = self._trains or "started" in message
             self.step = max(self.step, message.get("step", 0))
+            if "placed" in message:
+                self._places[message["placed"]["rank"]] = message["placed"]
+            if "leaving" in message:
+                self._leaving[message["leaving"]["rank"]] = message["leaving"]["why"]
+                message = {"note": f"{self._told_leaving()}: saving a checkpoint"}
             self.show(message)
+
+    def _told_leaving(self) -> str:
+        return "; ".join(f"worker {rank}: {why}" for rank, why in sorted(self._leaving.items()))
+
+    def _look(self, board: Any) -> None:
+        """Hears the workers, and passes on to them what they are to do."""
+        self._hear(board)
         if self.stop.asked is not None and not self._trains:
             self.stop.raise_asked()
         now = time.monotonic()
@@ -173,7 +196,9 @@ class Group:
 
     def _has_room(self, now: float) -> bool:
         """Whether an elastic training could go on with more workers than it has."""
-        if self.num_workers >= self.cluster["num_workers"] or now - self._looked_for_room < GROW_EVERY_S:
+        if self._leaving or self.num_workers >= self.cluster["num_workers"]:
+            return False
+        if now - self._looked_for_room < GROW_EVERY_S:
             return False
         self._looked_for_room = now
         return resources.num_fitting(connection.nodes(), resources.of_worker(self.cluster)) > 0
@@ -208,11 +233,14 @@ class Group:
     def _ended(
         self, outcome: dict[str, Any] | None, error: BaseException | None, verdict: str | None
     ) -> dict[str, Any] | None:
-        from onestage.training.divergence import Diverged
+        from onestage.training.endings import Diverged
 
         if outcome is not None and "diverged" in outcome:
             raise Diverged(outcome["diverged"])
         if outcome is not None and "stopped" in outcome:
+            if self._leaving and self.stop.asked is None:
+                why = f"{self._told_leaving()}: stopped with a checkpoint"
+                raise Lost(why, raised=False, ranks=list(self._leaving))
             return None
         if outcome is not None:  # a worker lost after the last word was said changes nothing
             return outcome
@@ -220,7 +248,37 @@ class Group:
             raise Lost("the watchdog ended the workers", raised=False)
         if error is None:
             raise Lost("the workers ended without a result", raised=False)
-        raise _why(error) from error
+        cause = _why(error)
+        if not self._places and RAY_STORAGE in str(error):  # Ray's own look at it, before any worker's
+            raise InputError(
+                f"storage={redacted(self.job['config']['storage'])} can't be used on the nodes of the cluster "
+                f"({_last_line(error)}): mend it or its permissions there, or pass its credentials on (cluster.env)"
+            ) from error
+        if isinstance(cause, Lost):
+            cause = self._out_of_memory(error) or cause
+        raise cause from error
+
+    def _out_of_memory(self, error: BaseException) -> Lost | None:
+        """The same loss by its cause, where a host had no memory left."""
+        failures = _failures(error)
+        for rank, failure in failures.items():
+            if (found := memory.ran_out(failure)) is not None:
+                host = self._places[rank]["host"] if rank in self._places else None
+                return _lost_memory(f"{found} worker {rank}", host=host, ranks=[rank])
+        gone = [rank for rank, failure in failures.items() if rank in self._places and _is_gone(failure)]
+        for rank, place in {self._places[rank]["node"]: (rank, self._places[rank]) for rank in gone}.values():
+            kills = memory.oom_kills_on(place["node"])
+            if kills is not None and kills > place["oom_kills"]:
+                told = f"the kernel ended a process there, and worker {rank} is gone"
+                return _lost_memory(told, host=place["host"], ranks=[rank])
+        if (found := memory.ran_out(error)) is not None:
+            return _lost_memory(f"{found} a process of the training")
+        return None
+
+
+def _lost_memory(what: str, *, host: str | None = None, ranks: Sequence[int] = ()) -> Lost:
+    told = f"out of memory on {host or 'a host of the cluster'}: {what}; {memory.REMEDY}"
+    return Lost(told, raised=True, ranks=ranks, kind="out of memory")
 
 
 class _Fit(threading.Thread):
@@ -240,20 +298,25 @@ class _Fit(threading.Thread):
 
 def _why(error: BaseException) -> BaseException:
     """What ended a group: InputError where a worker said so, else Lost with the first cause in one line."""
-    from ray.exceptions import RayActorError
-
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    failures = _failures(error)
     for failure in failures.values():
         if (refused := _input_error(failure)) is not None:
             return refused
     # Where one worker is gone the others fail too, waiting for it: that one is the cause.
-    gone = {
-        rank: failure
-        for rank, failure in failures.items()
-        if isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
-    }
+    gone = {rank: failure for rank, failure in failures.items() if _is_gone(failure)}
     told = "; ".join(f"worker {rank}: {_last_line(failure)}" for rank, failure in (gone or failures).items())
     return Lost(told or _last_line(error), raised=bool(failures) and not gone, ranks=list(gone))
+
+
+def _failures(error: BaseException) -> Mapping[int, BaseException]:
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return failures
+
+
+def _is_gone(failure: BaseException) -> bool:
+    from ray.exceptions import RayActorError
+
+    return isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
 
 
 def _input_error(failure: BaseException) -> InputError | None:
@@ -284,15 +347,18 @@ def worker_loop(config: dict[str, Any]) -> None:
 
     from onestage.cluster import worker
     from onestage.cluster.board import this_host
+    from onestage.cluster.leaving import Notice
     from onestage.cluster.watchdog import heart_of
-    from onestage.training.divergence import Diverged
+    from onestage.training.endings import Diverged, Stopped
     from onestage.training.pulse import Pulse
-    from onestage.training.stopped import Stopped
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     job, board = config["job"], config["board"]
     rank = ray.train.get_context().get_world_rank()
     settings = job["config"]["cluster"]
+    node = ray.get_runtime_context().get_node_id()
+    board.put.remote({"placed": Place(rank=rank, host=this_host(), node=node, oom_kills=memory.oom_kills())})
+    notice = Notice(rank=rank, say=lambda why: board.put.remote({"leaving": {"rank": rank, "why": why}}))
     torch.set_num_threads(settings["cpus_per_worker"])
     strategy = RayDDPStrategy(
         gradient_as_bucket_view=True,
@@ -319,7 +385,7 @@ def worker_loop(config: dict[str, Any]) -> None:
                 prepare=prepare_trainer,
                 progress=lambda message: board.put.remote(message),
                 pulse=pulse,
-                asked=lambda: heart.stop_asked,
+                asked=lambda: notice.given() or heart.stop_asked,
             )
     except Diverged as error:
         # An answer, not a failure: the same training would end so again from its last checkpoint.

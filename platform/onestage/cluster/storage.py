@@ -15,7 +15,7 @@ from uuid import uuid4
 from onestage.data import cache
 from onestage.data.store import is_address, open_store, redacted
 from onestage.errors import InputError
-from onestage.training.checkpoints import BEST, LAST, by_age, damage, kept_name, kept_steps, newest
+from onestage.training.checkpoint_files import BEST, LAST, by_age, damage, kept_name, kept_steps, newest
 
 _BUCKETS: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oci", "oss"}
 CHECK_S: Final = 60.0

@@ -17,7 +17,7 @@ from onestage.cluster.job import Job
 from onestage.cluster.restarts import Restarts
 from onestage.cluster.stop import Stop
 from onestage.errors import InputError
-from onestage.training.divergence import Diverged
+from onestage.training.endings import Diverged
 
 MESSAGES: Final = "ONESTAGE_DRIVER_MESSAGES"
 END_S: Final = 20.0

@@ -24,7 +24,8 @@ from onestage.errors import InputError
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
 from onestage.training.callbacks import BatchPicture, Ema, Pictures, Progress, StopWhenAsked, Throughput
-from onestage.training.checkpoints import BEST, LAST, Checkpoints, Writer, step_of
+from onestage.training.checkpoint_files import BEST, LAST, step_of
+from onestage.training.checkpoints import Checkpoints, Writer
 from onestage.training.logger import SinkLogger
 from onestage.training.module import DetectionModule
 from onestage.training.pulse import Pulse, Start

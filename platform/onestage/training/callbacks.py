@@ -12,8 +12,8 @@ from pytorch_lightning.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from onestage.drawing import draw, side_by_side
+from onestage.training.endings import Stopped
 from onestage.training.module import DetectionModule
-from onestage.training.stopped import Stopped
 from onestage.types import Batch
 
 COLUMNS: Final = 4
@@ -43,7 +43,8 @@ class Ema(WeightAveraging):
 class StopWhenAsked(Callback):
     """Where ``asked`` says so on any rank, all of them stop behind the same step: ``save`` a checkpoint, then Stopped.
 
-    Behind an epoch's last step that is after the epoch's own checkpoint: goes behind the callback that saves it.
+    Behind an epoch's last step that is before its validation, which may be long and is left out; where none is due,
+    after the epoch's own checkpoint: goes behind the callback that saves it.
     """
 
     def __init__(self, asked: Callable[[], bool], *, save: Callable[[pl.Trainer], None]) -> None:
@@ -67,7 +68,13 @@ class StopWhenAsked(Callback):
             self.save(trainer)
             self._saved = True  # and stop when Lightning has logged this step, as it does behind this
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_epoch(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end_epoch(trainer, pl_module)
+
+    def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DetectionModule)
         if pl_module.stop_agreed:
             self.save(trainer)

@@ -1,15 +1,10 @@
-"""Checkpoints: copied between two steps, written beside the training, and whole or not there at all.
-
-A folder holds ``last.ckpt``, ``best.ckpt``, and the ones before the last as ``last-STEP.ckpt``.
-"""
+"""Checkpoints: copied between two steps, written beside the training, and whole or not there at all."""
 
 import copy
 import os
-import re
 import shutil
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,70 +17,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from onestage.errors import InputError
+from onestage.training.checkpoint_files import BEST, LAST, Say, damage, kept_name, kept_steps, names_in, step_of
 from onestage.types import Batch
 
-LAST: Final = "last.ckpt"
-BEST: Final = "best.ckpt"
 WRITE_LIMIT_S: Final = 300.0
 """So long a write may take before the training goes on without it: less than ranks wait for each other."""
 NICENESS: Final = 10
-_KEPT: Final = re.compile(r"last-(\d+)\.ckpt")
-
-Say = Callable[[str], None]
-
-
-def kept_name(step: int) -> str:
-    """How the checkpoint of ``step`` is called when there is a newer one."""
-    return f"last-{step}.ckpt"
-
-
-def kept_steps(names: list[str]) -> list[int]:
-    """The steps of the checkpoints before the last among ``names``, newest first.
-
-    >>> kept_steps(["last.ckpt", "last-8.ckpt", "best.ckpt", "last-16.ckpt"])
-    [16, 8]
-    """
-    return sorted((int(match[1]) for name in names if (match := _KEPT.fullmatch(name))), reverse=True)
-
-
-def by_age(names: list[str]) -> list[str]:
-    """The checkpoints to go on from among ``names``, newest first."""
-    return [LAST for name in names if name == LAST] + [kept_name(step) for step in kept_steps(names)]
-
-
-def newest(folder: Path, say: Say) -> Path | None:
-    """The newest checkpoint in ``folder`` that is whole; ``say`` gets a line for each newer one that is not."""
-    for name in by_age(_names(folder)):
-        if (why := damage(folder / name)) is None:
-            return folder / name
-        say(f"checkpoint {folder / name} is damaged ({why}): passed over")
-    return None
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by the CRC-32 of each of its records; None where it is whole.
-
-    torch.save stores these sums, but torch.load does not look at them.
-    """
-    try:
-        with zipfile.ZipFile(path) as records:
-            broken = records.testzip()
-            if not any(name.endswith("/data.pkl") for name in records.namelist()):
-                return "it is no checkpoint"
-    except OSError as error:
-        return error.strerror or type(error).__name__
-    except Exception as error:  # a damaged directory makes zipfile raise nearly anything
-        return f"it can't be read as a zip file: {error}"
-    return None if broken is None else f"the checksum of its record {broken} differs"
-
-
-def step_of(path: Path) -> int:
-    """The step of a whole checkpoint."""
-    return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 class Snapshot:
@@ -225,7 +162,7 @@ class Writer(TorchCheckpointIO):
         self._last_step = step
         if self._best:
             _link(last, self.folder / BEST)
-        for old in kept_steps(_names(self.folder))[max(self.keep - 1, 0) :]:
+        for old in kept_steps(names_in(self.folder))[max(self.keep - 1, 0) :]:
             (self.folder / kept_name(old)).unlink(missing_ok=True)
         _sync_folder(self.folder)
 

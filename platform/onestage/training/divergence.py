@@ -16,11 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestage.errors import InputError
+from onestage.training.endings import Diverged
 from onestage.types import XYXY, Batch, Target
-
-
-class Diverged(RuntimeError):
-    """One line: the step, the parts of the loss, the images, and where they are saved."""
 
 
 @dataclass(frozen=True)
