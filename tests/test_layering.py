@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "platform" / "onestage"
+PLUGINS = PACKAGE.parent / "hydra_plugins"
 
 
 class Room(NamedTuple):
@@ -199,3 +200,9 @@ def test_the_reader_of_imports_sees_them_all(tmp_path: Path) -> None:
     assert found == [
         ("ray.train", False), ("a.b.c", False), ("a.b.d", False), ("e", False), ("g", True), ("h", True), ("i", False)
     ]  # fmt: skip
+
+
+def test_the_sweeper_is_for_any_hydra_app() -> None:
+    found = {one.module.split(".")[0] for path in PLUGINS.rglob("*.py") for one in imports_of(path, PLUGINS)}
+    assert found - sys.stdlib_module_names == {"hydra", "hydra_plugins", "omegaconf", "optuna", "ray"}
+    assert not (PLUGINS / "__init__.py").exists(), "hydra_plugins is a namespace that packages share"

@@ -1,0 +1,137 @@
+"""What happened in a sweep, as lines of JSON that outlive whatever wrote them: `trials.jsonl` in the sweep's folder."""
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+from hydra.errors import HydraException
+
+from hydra_plugins.ray_tune_sweeper._space import Point
+
+NAME: Final = "trials.jsonl"
+
+State = Literal["unfinished", "done", "stopped", "failed", "lost"]
+
+
+@dataclass
+class Trial:
+    """One trial as the journal knows it. ``stopped``: by the scheduler; ``lost``: its process is gone, run it again."""
+
+    number: int
+    point: Point
+    overrides: list[str]
+    state: State = "unfinished"
+    results: list[dict[str, Any]] = field(default_factory=list)
+    starts: int = 0
+    losses: int = 0
+    started: float | None = None  # seconds since 1970, as is ended_at: of the last start
+    ended_at: float | None = None
+    value: float | None = None
+    returned: Any = None
+    working_dir: str | None = None
+    reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        """For good, so that no resume runs it again."""
+        return self.state not in ("unfinished", "lost")
+
+
+class Journal:
+    """The trials of a sweep in memory, and on disk whatever changes them, line by line.
+
+    ``read`` looks at any folder at any time; ``open`` writes too, and one process alone can have it open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header: dict[str, Any] = {}
+        self.trials: dict[int, Trial] = {}
+        self.ended_because: str | None = None  # of the sweep: all, hours, interrupted, or an error's words
+        self._file: BinaryIO | None = None
+        self._good = 0  # bytes that are whole lines
+        if path.exists():
+            self._load(path.read_bytes())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Journal":
+        return cls(Path(folder) / NAME)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Journal":
+        """Raises HydraException where another process has it open."""
+        path = Path(folder) / NAME
+        path.touch()
+        file = path.open("r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise HydraException(f"another sweep is at work in {folder}: wait for its end, or stop it") from None
+        journal = cls(path)
+        journal._file = file
+        file.seek(journal._good)  # a damaged last line is written over
+        file.truncate()
+        return journal
+
+    def close(self) -> None:
+        assert self._file
+        self._file.close()
+
+    def add(self, event: str, **fields: Any) -> None:
+        """Writes what happened to the disk, then takes it in."""
+        assert self._file, "read only"
+        line = {"event": event, "time": round(time.time(), 3), **fields}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._take(line)
+
+    def _load(self, content: bytes) -> None:
+        lines = content.splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("cut short")
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                if number < len(lines):
+                    raise HydraException(f"{self.path}:{number} is damaged ({error}): remove the line") from None
+                return
+            self._good += len(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        event = line["event"]
+        if event == "sweep":
+            self.header, self.ended_because = line, None
+        elif event == "sweep_end":
+            self.ended_because = line["reason"]
+        elif event == "trial":
+            self.trials[line["trial"]] = Trial(line["trial"], line["point"], line["overrides"])
+        else:
+            trial = self.trials[line["trial"]]
+            if event == "start":
+                trial.point, trial.overrides, trial.state = line["point"], line["overrides"], "unfinished"
+                trial.starts, trial.started = trial.starts + 1, line["time"]
+            elif event == "result":
+                trial.results.append(line["metrics"])
+            elif event == "end":
+                trial.ended_at = line["time"]
+                for name in ("state", "value", "returned", "working_dir", "reason"):
+                    setattr(trial, name, line.get(name))
+                trial.losses += trial.state == "lost"
+
+    def unfinished(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if not trial.ended]
+
+    def best(self, sign: int) -> Trial | None:
+        """The trial with the highest ``sign * value``: of those done, and where none is, of those stopped early."""
+        for state in ("done", "stopped"):
+            found = [one for one in self.trials.values() if one.state == state and one.value is not None]
+            if found:
+                return max(found, key=lambda one: sign * (one.value or 0.0))
+        return None
