@@ -58,6 +58,15 @@ def test_a_host_that_joins_costs_nothing(survived: Survived) -> None:
     assert max(event["workers"] for event in survived.events if event["event"] == "started") == 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"), [("sigterm", "its process got SIGTERM"), ("drain", "its node is being drained")]
+)
+def test_a_worker_that_has_to_go_costs_no_step(survived: Survived, kind: str, told: str) -> None:
+    assert survived.harms[kind].lost_steps == 0
+    lost = [event["why"] for event in survived.events if event["event"] == "lost"]
+    assert len([why for why in lost if told in why and "stopped with a checkpoint" in why]) == 1
+
+
 def test_the_training_goes_on_with_fewer_workers_and_grows_again(survived: Survived) -> None:
     sizes = [event["workers"] for event in survived.events if event["event"] == "started"]
     assert 1 in sizes and sizes[-1] == 3

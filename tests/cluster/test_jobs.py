@@ -1,8 +1,13 @@
 """Jobs: what goes to the cluster, and what a job that was sent there does."""
 
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +16,13 @@ import pytest
 from onestage.cluster import jobs, local_cluster
 from onestage.cluster.local_cluster import LocalCluster
 from onestage.errors import InputError
+from onestage.tracking import runs
 
 from .conftest import SETTINGS
 
 CLUSTER = {"env": ["MLFLOW_*", "NAMED"], "ship": False}
+ROOT = Path(__file__).parents[2]
+NO_RAY = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
 def test_only_the_named_variables_go_along() -> None:
@@ -31,8 +39,24 @@ def test_only_the_named_variables_go_along() -> None:
 
 
 def test_a_shipped_package_is_a_folder_of_that_name() -> None:
-    [folder] = jobs.runtime_env({**CLUSTER, "ship": True}, driver_env={})["py_modules"]
-    assert Path(folder).name == "onestage" and (Path(folder) / "conf" / "train.yaml").is_file()
+    folders = [Path(folder) for folder in jobs.runtime_env({**CLUSTER, "ship": True}, driver_env={})["py_modules"]]
+    assert [folder.name for folder in folders] == ["hydra_plugins", "onestage"]
+    assert (folders[1] / "conf" / "train.yaml").is_file()
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ship = (
+        "import os; from onestage.cluster import jobs\n"
+        "jobs.runtime_env({'env': [], 'ship': True}, driver_env={}); os._exit(9)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", ship], env=environment, timeout=60, check=False).returncode == 9
+    [left] = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    jobs.runtime_env({**CLUSTER, "ship": True}, driver_env={})
+    [mine] = tmp_path.iterdir()
+    assert mine != left
 
 
 def test_a_job_ships_nothing_again() -> None:
@@ -40,21 +64,64 @@ def test_a_job_ships_nothing_again() -> None:
 
 
 def test_addresses_stay_and_paths_become_absolute(tmp_path: Path) -> None:
-    config = {"storage": "s3://bucket/runs", "cluster": {"kind": "ray"}}
-    given = ["data.root=s3://bucket/coco", "detector.weights=w/yolo.weights", "tracking.uri=http://ann:pw@host"]
-    assert jobs.overrides_of_job("evaluate", given, config, here=tmp_path) == [
-        "data.root=s3://bucket/coco", f"detector.weights={tmp_path}/w/yolo.weights", "storage=s3://bucket/runs"
-    ]  # fmt: skip
+    config = {"storage": "s3://bucket/runs", "cluster": {"kind": "none"}}
+    given = ["data.root=s3://bucket/coco", "+detector.weights=w/yolo.weights", "tracking.uri=http://ann:pw@host"]
+    assert jobs.overrides_of_job(given, config, here=tmp_path) == [
+        "data.root=s3://bucket/coco",
+        f"+detector.weights={tmp_path}/w/yolo.weights",
+        "storage=s3://bucket/runs",
+        "cluster=none",
+    ]
 
 
-def test_an_address_to_attach_to_takes_no_jobs() -> None:
-    with pytest.raises(InputError, match="takes no jobs"):
-        jobs.address_of("host:6379")
+class TestAddressOf:
+    @pytest.fixture(autouse=True)
+    def _nothing_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in NO_RAY:
+            monkeypatch.delenv(name, raising=False)
+
+    def test_one_to_attach_to_takes_no_jobs(self) -> None:
+        with pytest.raises(InputError, match="host:6379 takes no jobs"):
+            jobs.address_of("host:6379")
+
+    def test_the_command_line_comes_before_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://environment:8265")
+        assert jobs.address_of("http://named:8265/") == "http://named:8265"
+        assert jobs.address_of("auto") == jobs.address_of() == "http://environment:8265"
+
+    def test_rays_own_variable_for_jobs_comes_before_the_one_to_attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://jobs:8265")
+        monkeypatch.setenv("RAY_ADDRESS", "host:6379")
+        assert jobs.address_of("host:6379") == "http://jobs:8265"  # as a config has it from RAY_ADDRESS
+
+    def test_without_any_cluster_says_what_to_set(self) -> None:
+        with pytest.raises(InputError, match=r"no cluster to send jobs to: say --address http://HOST:8265"):
+            jobs.address_of()
 
 
 def test_a_server_that_is_away_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"no Ray dashboard at http://127\.0\.0\.1:9"):
-        jobs.jobs(address="http://127.0.0.1:9")
+    with pytest.raises(InputError, match=r"^no Ray dashboard at http://\*\*\*@127\.0\.0\.1:9 "):
+        jobs.Jobs("http://ann:pw@127.0.0.1:9")
+
+
+STOPPED = """
+import os, signal, subprocess, sys, time
+from onestage.cluster.jobs import heed_stop
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+heed_stop()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+time.sleep(1)
+for pid in (os.getpid(), child.pid):
+    os.kill(pid, signal.SIGINT)
+time.sleep(1)
+print(child.poll())
+child.kill()
+"""
+
+
+def test_of_a_jobs_processes_only_the_first_hears_a_stop() -> None:
+    ran = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.split() == ["asked", "None"]
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +133,162 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         started.down()
 
 
-def run(cluster: LocalCluster, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
-    environment |= {k: v for k, v in cluster.environment.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "onestage.cli", *words, "--address", cluster.dashboard]
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=250, check=False
-    )
+class User:
+    """Somebody at a shell in ``folder``: whose environment says nothing of Ray and MLflow."""
+
+    def __init__(self, folder: Path, cluster: LocalCluster) -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        address = [] if words[0] == "train" else ["--address", self.cluster.dashboard]
+        return subprocess.Popen(
+            [sys.executable, "-m", "onestage.cli", *words, *address],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, code: int = 0) -> tuple[str, str]:
+        """What it writes to stdout and stderr, where it ends with ``code``."""
+        process = self.start(*words)
+        try:
+            out, err = process.communicate(timeout=200)
+        finally:
+            process.kill()
+        assert process.returncode == code, out + err
+        return out, err
+
+    def json(self, *words: str) -> dict[str, object]:
+        shown: dict[str, object] = json.loads(self.run(*words, "--json")[0])
+        return shown
+
+
+@pytest.fixture
+def user(cluster: LocalCluster, tmp_path: Path) -> User:
+    return User(tmp_path, cluster)
+
+
+def wait_for(line: str, process: "subprocess.Popen[str]") -> list[str]:
+    """The lines that a process has written when ``line`` begins one of them."""
+    assert process.stdout is not None
+    limit = threading.Timer(120, process.kill)
+    limit.start()
+    lines = []
+    for written in process.stdout:
+        lines.append(written)
+        if written.startswith(line):
+            break
+    limit.cancel()
+    assert lines and lines[-1].startswith(line), lines
+    return lines
+
+
+def run_of(log: str) -> str:
+    return next(line.removeprefix("run ") for line in log.splitlines() if line.startswith("run "))
 
 
 @pytest.mark.slow
-def test_a_training_is_sent_followed_and_listed(cluster: LocalCluster, digits: Path, tmp_path: Path) -> None:
-    settings = [*SETTINGS, f"data.root={digits}", "trainer.max_epochs=1", "data.batch_size=8"]
-    done = run(cluster, tmp_path, "submit", "train", *settings, "--follow")
-    assert done.returncode == 0, done.stdout + done.stderr
-    job = done.stdout.splitlines()[0]
-    assert "val/map" in run(cluster, tmp_path, "logs", job).stdout
-    assert job in run(cluster, tmp_path, "list").stdout
-    unknown = run(cluster, tmp_path, "status", job[:-1])
-    assert unknown.returncode == 2 and unknown.stderr.strip().endswith(f"did you mean {job}?")
+def test_a_training_is_followed_evaluated_and_listed(user: User, digits: Path) -> None:
+    settings = [*SETTINGS, f"data.root={digits}", "trainer.max_steps=1", "data.batch_size=8"]
+    job, log = user.run("submit", "train", *settings, "--follow")[0].split("\n", 1)
+    run = run_of(log)
+    evaluation, result = user.run("submit", "evaluate", run, "split=test", "--follow")[0].split("\n", 1)
+    assert "test/map" in result and "test/map" in user.run("logs", evaluation)[0]
+    shown = user.json("status", job)
+    assert (shown["state"], shown["exit_code"], shown["mlflow"]) == ("succeeded", 0, run)
+    listed = user.run("list")[0].splitlines()
+    assert [line.split()[0] for line in listed[:2]] == [evaluation, job]
+    assert run in listed[1]
+    error = user.run("status", job[:-1], code=2)[1]
+    assert error.strip().endswith(f"did you mean {job}?")
+
+
+@pytest.mark.slow
+def test_goes_on_without_its_follower_and_after_a_stop(user: User, digits: Path) -> None:
+    settings = [*SETTINGS, f"data.root={digits}", "trainer.max_epochs=1000", "data.batch_size=8"]
+    follower = user.start("submit", "train", *settings, "--follow")
+    lines = wait_for("epoch", follower)
+    job, run = lines[0].strip(), run_of("".join(lines))
+    follower.send_signal(signal.SIGINT)
+    error = follower.communicate(timeout=30)[1]
+    assert follower.returncode == 130
+    again = error.partition("Follow it again: onestage ")[2].partition(";")[0].split()
+    assert again == ["logs", "-f", job, "--address", user.cluster.dashboard]
+    second = user.start(*again[:3])
+    wait_for("epoch", second)
+
+    assert user.json("stop", job)["state"] == "stopped"
+    log, error = second.communicate(timeout=30)
+    assert second.returncode == 75 and f"job {job} stopped" in error
+    assert f"go on with: onestage submit train resume={run}" in log
+    events = [json.loads(line) for line in (user.folder / "runs" / run / "history.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "preempted"
+    uri = f"sqlite:///{user.folder}/mlflow.db"
+    assert runs.find_run(uri, run).status == "KILLED"
+
+    step = events[-1]["step"]
+    log = user.run("submit", "train", f"resume={run}", f"trainer.max_steps={step + 3}", "--follow")[0]
+    resumed = int(log.partition("images a step, from step ")[2].split()[0])
+    assert step <= resumed <= step + 3  # the driver may not have heard of the last step
+    assert runs.find_run(uri, run).status == "FINISHED"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's checkout with a detector that no node of the cluster knows."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in ("platform", "conf"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    (root / "platform" / "onestage" / "nn" / "mine.py").write_text(
+        "from onestage.nn.darknet import DarknetTiny\nMine = DarknetTiny\n"
+    )
+    (root / "conf" / "detector" / "mine.yaml").write_text(
+        "defaults: [yolov3_tiny, _self_]\nbackbone: {_target_: onestage.nn.mine.Mine}\n"
+    )
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [True, False], ids=["sent", "attached"])
+def test_the_package_of_the_user_is_what_runs(
+    user: User, cluster: LocalCluster, checkout: Path, digits: Path, *, sent: bool
+) -> None:
+    user.environment["PYTHONPATH"] = str(checkout / "platform")
+    address = cluster.dashboard if sent else cluster.address
+    settings = [*SETTINGS, "detector=mine", f"data.root={digits}", "trainer.max_steps=1", "data.batch_size=8"]
+    out, err = user.run("train", "cluster=ray", f"cluster.address={address}", *settings)
+    assert ("job train-" in err) == sent
+    [config] = user.folder.glob("runs/*/config.json")
+    assert json.loads(config.read_text())["detector"]["backbone"]["_target_"] == "onestage.nn.mine.Mine", out
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_has_its_exit_code_and_shows_no_secret(user: User, cluster: LocalCluster) -> None:
+    secret = "hunter2"
+    words = ["tracking.uri=http://ann:hunter2@127.0.0.1:9", "data.root=https://ann:hunter2@127.0.0.1:9/digits"]
+    out, err = user.run("train", "cluster=ray", f"cluster.address={cluster.dashboard}", *words, code=2)
+    job = err.partition("job ")[2].split()[0]
+    shown = [out, err, *user.run("logs", job), *user.run("status", job), *user.run("list", "--json")]
+    assert "no MLflow server answers at http://***@127.0.0.1:9" in user.run("status", job)[0]
+    assert not [text for text in shown if secret in text or cluster.token.read_text() in text]
+
+
+@pytest.mark.slow
+def test_a_token_that_is_missing_or_wrong_is_one_line(user: User, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("0" * 64)
+    cases: list[dict[str, str]] = [{}, {"RAY_AUTH_TOKEN_PATH": str(wrong)}, {"RAY_AUTH_MODE": "token"}]
+    for environment in cases:
+        # Another cache is another user's: the token of the cluster is not in it.
+        user.environment |= {"ONESTAGE_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path), **environment}
+        out, err = user.run("list", code=2)
+        assert not out and err.count("\n") == 1, err
+        assert "refuses the token: set RAY_AUTH_TOKEN_PATH=FILE" in err
+        for name in environment:
+            del user.environment[name]

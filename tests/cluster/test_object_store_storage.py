@@ -67,7 +67,7 @@ def test_a_machine_that_has_nothing_goes_on_from_the_bucket(onestage: Start, tmp
 
     boto3.client("s3").download_file("trainings", checkpoint, str(tmp_path / "seen.ckpt"))
     reached = step_of(tmp_path / "seen.ckpt")
-    out, err = (second := onestage("two", f"resume={run_id}", f"trainer.max_steps={reached + 60}")).communicate(
+    out, err = (second := onestage("two", f"resume={run_id}", f"trainer.max_steps={reached + 30}")).communicate(
         timeout=200
     )
     assert second.returncode == 0, err
@@ -75,7 +75,7 @@ def test_a_machine_that_has_nothing_goes_on_from_the_bucket(onestage: Start, tmp
     assert (result["run_id"], result["status"]) == (run_id, "FINISHED")
     history = (tmp_path / "two" / "runs" / run_id / "history.jsonl").read_text().splitlines()
     started = json.loads(history[0])
-    assert started["event"] == "started" and reached <= started["step"] < reached + 60
+    assert started["event"] == "started" and reached <= started["step"] < reached + 30
     assert {f"runs/{run_id}/{name}" for name in ("config.json", "model/model.safetensors")} <= set(in_bucket())
 
 

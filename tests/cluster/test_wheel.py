@@ -35,7 +35,7 @@ def run(code: str, path: Path) -> str:
 
 
 def test_has_the_package_and_its_settings_and_nothing_else(built: Path) -> None:
-    assert {name.partition("/")[0].partition("-")[0] for name in names(built)} == {"onestage"}
+    assert {name.partition("/")[0].partition("-")[0] for name in names(built)} == {"onestage", "hydra_plugins"}
     assert {"onestage/cli/app.py", "onestage/conf/train.yaml", "onestage/conf/cluster/ray.yaml"} <= set(names(built))
     assert not [name for name in names(built) if name.endswith((".pyc", ".tar", ".ckpt", ".db"))]
 
@@ -49,7 +49,8 @@ def test_is_the_same_bytes_each_time(built: Path, tmp_path: Path) -> None:
 
 
 def test_unpacked_wins_over_the_installed_package(tmp_path: Path) -> None:
-    package = wheel.unpacked(tmp_path)
+    plugins, package = wheel.unpacked(tmp_path)
+    assert (plugins.name, package.name) == ("hydra_plugins", "onestage")
     code = "import onestage.config.folder as f; print(f.CONF, (f.CONF / 'train.yaml').is_file())"
     assert run(code, package.parent) == f"{package / 'conf'} True"
 

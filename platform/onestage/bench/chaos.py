@@ -25,6 +25,7 @@ WAIT_S: Final = 300.0
 """So long the training may take to go on after any harm."""
 AWAY_S: Final = 5.0
 TRACKER_AWAY_S: Final = 60.0
+DRAINED_IN_S: Final = 120
 TRACKER_PORT: Final = 5000
 LAST_STEPS: Final = 30
 GLOBAL_BATCH: Final = 24
@@ -114,6 +115,34 @@ class Rig:
             self.cluster.start_node(host)
 
         return self._harm("link", host, strike)
+
+    def sigterm(self) -> Harm:
+        """SIGTERM for one training process, as to a pod that is ended with a grace period."""
+        host = self.draw.choice([host for host in self.hosts if self._workers(host)])
+        return self._harm("sigterm", f"to a worker of {host}", lambda: self._workers(host)[0].terminate())
+
+    def drain(self) -> Harm:
+        """A node is drained, as before a preemption; Ray ends it once nothing runs there, and it comes back later."""
+        host = self.draw.choice(self.hosts)
+
+        def strike() -> None:
+            before = len(self.events())
+            command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node"]
+            command += ["--address", self.cluster.address, "--node-id", str(self.cluster.node_id(host))]
+            command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "wanted back"]
+            command += ["--deadline-remaining-seconds", str(DRAINED_IN_S)]
+            subprocess.run(
+                self.cluster.command(HEAD, command),
+                env=os.environ | self.cluster.environment,
+                stdout=subprocess.DEVNULL,
+                check=True,
+                timeout=WAIT_S,
+            )
+            self._wait(lambda: not self._alive(host), f"Ray to end the drained {host}")
+            self._wait(lambda: any(one["event"] == "resumed" for one in self.events()[before:]), "the others to go on")
+            self.cluster.start_node(host)
+
+        return self._harm("drain", host, strike)
 
     def driver(self) -> Harm:
         """SIGKILL for the command that the user started, who then resumes the run."""
@@ -293,6 +322,8 @@ KINDS: Final[dict[str, Callable[[Rig], Harm]]] = {
     "worker": Rig.worker,
     "node": Rig.node,
     "link": Rig.link,
+    "sigterm": Rig.sigterm,
+    "drain": Rig.drain,
     "driver": Rig.driver,
     "tracker": Rig.tracker,
     "join": Rig.join,

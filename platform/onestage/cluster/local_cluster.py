@@ -157,6 +157,16 @@ class LocalCluster:
         known = ", ".join(host.name for host in self.hosts)
         raise InputError(f"cluster {self.name} has no node {name!r}: it has {known}")
 
+    def node_id(self, node: str) -> str | None:
+        """Ray's id of the node as it runs now: one that was lost may still be listed as alive under the same name."""
+        for process in self._processes(self.host(node)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                arguments: list[str] = process.cmdline()
+                for argument in arguments:
+                    if argument.startswith("--node_id="):
+                        return argument.removeprefix("--node_id=")
+        return None
+
     def command(self, node: str, argv: Sequence[str]) -> list[str]:
         """``argv`` as a command that runs on that node's host; to be given ``environment`` as well."""
         network, host = self.network, self.host(node)
@@ -242,17 +252,7 @@ class LocalCluster:
 
     def _missing(self, hosts: list[Host]) -> list[str]:
         alive = self._alive()
-        return [host.name for host in hosts if self._node_id(host) not in alive[host.name]]
-
-    def _node_id(self, host: Host) -> str | None:
-        """Ray's id of the node as it runs now: one that was lost may still be listed as alive under the same name."""
-        for process in self._processes(host):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                arguments: list[str] = process.cmdline()
-                for argument in arguments:
-                    if argument.startswith("--node_id="):
-                        return argument.removeprefix("--node_id=")
-        return None
+        return [host.name for host in hosts if self.node_id(host.name) not in alive[host.name]]
 
     def _wait_for_start(self, host: Host, process: "subprocess.Popen[bytes]", end: float, say: Say) -> None:
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -261,7 +261,7 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 raise InputError(f"{host.name} did not start within {START_S:g} s{self._last_words(host)}") from None
             # Ray waits 30 s for a node that it started, then leaves it to itself: on a busy machine it may yet join.
-            if code == 0 or self._node_id(host) is not None:
+            if code == 0 or self.node_id(host.name) is not None:
                 return
             if attempt < START_ATTEMPTS:
                 say(f"{host.name} did not start{self._last_words(host)}; trying again")

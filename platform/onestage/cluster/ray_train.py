@@ -14,8 +14,9 @@ from onestage.cluster.board import Place
 from onestage.cluster.job import Job
 from onestage.cluster.restarts import Restarts
 from onestage.cluster.stop import Stop
-from onestage.cluster.storage import RunFolder, check_storage, marked, redacted, same_place
+from onestage.cluster.storage import RunFolder, check_storage, marked, same_place
 from onestage.cluster.watchdog import watchdog_of
+from onestage.data.store import redacted
 from onestage.errors import InputError
 
 POLL_S: Final = 0.3
