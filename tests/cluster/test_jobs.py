@@ -197,7 +197,7 @@ def test_a_training_is_followed_evaluated_and_listed(user: User, digits: Path) -
     job, log = user.run("submit", "train", *settings, "--follow")[0].split("\n", 1)
     run = run_of(log)
     evaluation, result = user.run("submit", "evaluate", run, "split=test", "--follow")[0].split("\n", 1)
-    assert "test/map" in result and "test/map" in user.run("logs", evaluation)[0]
+    assert "test/map" in result and result == user.run("logs", evaluation)[0]
     shown = user.json("status", job)
     assert (shown["state"], shown["exit_code"], shown["mlflow"]) == ("succeeded", 0, run)
     listed = user.run("list")[0].splitlines()
@@ -271,11 +271,12 @@ def test_the_package_of_the_user_is_what_runs(
 @pytest.mark.slow
 def test_a_job_that_fails_has_its_exit_code_and_shows_no_secret(user: User, cluster: LocalCluster) -> None:
     secret = "hunter2"
-    words = ["tracking.uri=http://ann:hunter2@127.0.0.1:9", "data.root=https://ann:hunter2@127.0.0.1:9/digits"]
+    words = [f"tracking.uri=http://ann:{secret}@127.0.0.1:9", f"data.root=https://ann:{secret}@127.0.0.1:9/digits"]
     out, err = user.run("train", "cluster=ray", f"cluster.address={cluster.dashboard}", *words, code=2)
     job = err.partition("job ")[2].split()[0]
-    shown = [out, err, *user.run("logs", job), *user.run("status", job), *user.run("list", "--json")]
-    assert "no MLflow server answers at http://***@127.0.0.1:9" in user.run("status", job)[0]
+    status, listed = user.run("status", job), user.run("list", "--json")
+    assert "no dataset at https://***@127.0.0.1:9/digits" in status[0]
+    shown = [out, err, *user.run("logs", job), *status, *listed]
     assert not [text for text in shown if secret in text or cluster.token.read_text() in text]
 
 

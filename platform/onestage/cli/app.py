@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; the errors that a person can mend are one line on stderr."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if "ONESTAGE_JOB" in os.environ:
+        from onestage.cluster.jobs import heed_stop
+
+        heed_stop()
     try:
         if verb == "train":
             return train(rest)
@@ -81,7 +86,8 @@ def _train(config: dict[str, Any]) -> int:
         print(f"onestage: {outcome.status.lower()}: {outcome.reason}", file=sys.stderr)
         if outcome.resumable:
             changed = " optimizer.lr=<lower> (as it was, it would diverge again)" if outcome.diverged else ""
-            print(f"onestage: go on with: onestage train resume={outcome.run_id}{changed}", file=sys.stderr)
+            train = "submit train" if "ONESTAGE_JOB" in os.environ else "train"
+            print(f"onestage: go on with: onestage {train} resume={outcome.run_id}{changed}", file=sys.stderr)
     if config["output"] == "json":
         print(
             json.dumps(

@@ -2,15 +2,23 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from onestage.cli.terminal import plain
 from onestage.errors import DONE, InputError
 
 if TYPE_CHECKING:
-    from onestage.cluster.jobs import JobInfo
+    from onestage.cluster.jobs import JobInfo, Jobs
 
-VERBS: Final = ("train", "evaluate")
+
+class Verb(NamedTuple):
+    """What stands behind a verb: so many RUNs, then settings of a training, and its ``own`` KEY=VALUE."""
+
+    num_runs: int = 0
+    own: tuple[str, ...] = ()
+
+
+VERBS: Final = {"train": Verb(), "evaluate": Verb(num_runs=1, own=("split",))}
 
 
 def add(verbs: Any) -> None:
@@ -19,77 +27,82 @@ def add(verbs: Any) -> None:
     submit.add_argument("verb", choices=VERBS, help="what the job is to do")
     submit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of the verb; an evaluation has its RUN")
     submit.add_argument("--follow", action="store_true", help="show what the job writes, to its end")
-    _address_and_json(submit)
+    _address(submit)
+    _json(submit)
     submit.set_defaults(run=_submit)
     status = verbs.add_parser("status", help="how a job is")
-    _job(status, _status)
+    _of_a_job(status)
+    _json(status)
+    status.set_defaults(run=_status)
     logs = verbs.add_parser("logs", help="what a job has written")
+    _of_a_job(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on to its end; exits with the job's code")
-    logs.add_argument("job", metavar="ID", help="as onestage submit printed it")
-    logs.add_argument("--address", metavar="URL", help="http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)")
     logs.set_defaults(run=_logs)
     stop = verbs.add_parser("stop", help="end a job, which saves a checkpoint first")
-    _job(stop, _stop)
+    _of_a_job(stop)
+    _json(stop)
+    stop.set_defaults(run=_stop)
     listed = verbs.add_parser("list", help="my jobs on a cluster")
     listed.add_argument("--all", action="store_true", help="everybody's")
-    _address_and_json(listed)
+    _address(listed)
+    _json(listed)
     listed.set_defaults(run=_list)
 
 
-def _job(verb: argparse.ArgumentParser, run: Any) -> None:
+def _of_a_job(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("job", metavar="ID", help="as onestage submit printed it")
-    _address_and_json(verb)
-    verb.set_defaults(run=run)
+    _address(verb)
 
 
-def _address_and_json(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--address", metavar="URL", help="http://HOST:8265 (default: RAY_API_SERVER_ADDRESS)")
+def _address(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--address", metavar="URL", help="http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, or the local cluster)"
+    )
+
+
+def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def _submit(options: argparse.Namespace) -> int:
+def _jobs(address: str | None) -> "Jobs":
     from onestage.cluster import jobs
+
+    return jobs.Jobs(jobs.address_of(address))
+
+
+def _submit(options: argparse.Namespace) -> int:
     from onestage.config import compose
 
-    settings = [one for one in options.overrides if "=" in one]
-    runs = [one for one in options.overrides if "=" not in one]
-    if len(runs) != (options.verb == "evaluate"):
-        wanted = "evaluate has one RUN" if options.verb == "evaluate" else "write KEY=VALUE, as trainer.max_epochs=10"
-        raise InputError(f"{' '.join(runs) or 'nothing'!r} stands where no override is: {wanted}")
-    composed = [one for one in settings if not (options.verb == "evaluate" and one.startswith("split="))]
+    verb = VERBS[options.verb]
+    settings = [one for one in options.overrides if "=" in one or one.startswith("~")]
+    runs = [one for one in options.overrides if one not in settings]
+    if len(runs) != verb.num_runs:
+        wanted = f"{verb.num_runs} RUN and then " if verb.num_runs else ""
+        raise InputError(
+            f"submit {options.verb} takes {wanted}KEY=VALUE, as trainer.max_epochs=10, not {' '.join(runs) or 'no RUN'}"
+        )
+    composed = [one for one in settings if one.partition("=")[0] not in verb.own]
     if not any(one.startswith("cluster=") for one in composed):
         composed.append("cluster=ray")
     config = compose("train", composed)
-    where = jobs.address_of(options.address or _overridden(settings), config["cluster"]["address"])
-    job = jobs.submit(options.verb, options.overrides, address=where, config=config)
-    if options.json:
-        print(json.dumps({"job": job, "address": where}), flush=True)
-    else:
-        print(job, flush=True)
-    return jobs.follow(job, address=where) if options.follow else DONE
-
-
-def _overridden(settings: list[str]) -> str | None:
-    addresses = [one.partition("=")[2] for one in settings if one.startswith("cluster.address=")]
-    return addresses[-1] if addresses and addresses[-1] not in ("auto", "null") else None
+    jobs = _jobs(options.address or config["cluster"]["address"])
+    job = jobs.submit(options.verb, options.overrides, config=config)
+    print(json.dumps({"job": job, "address": jobs.address}) if options.json else job, flush=True)
+    return jobs.follow(job) if options.follow else DONE
 
 
 def _status(options: argparse.Namespace) -> int:
-    from onestage.cluster import jobs
-
-    return _show(jobs.known(options.job, address=options.address), as_json=options.json)
+    return _show(_jobs(options.address).get(options.job), as_json=options.json)
 
 
 def _stop(options: argparse.Namespace) -> int:
-    from onestage.cluster import jobs
-
-    return _show(jobs.stop(options.job, address=options.address), as_json=options.json)
+    return _show(_jobs(options.address).stop(options.job), as_json=options.json)
 
 
 def _show(info: "JobInfo", *, as_json: bool) -> int:
-    from onestage.cluster import jobs
+    from onestage.cluster.jobs import links
 
-    described = _described(info, jobs.links([info]))
+    described = _described(info, links([info]))
     if as_json:
         print(json.dumps(described))
     else:
@@ -100,20 +113,19 @@ def _show(info: "JobInfo", *, as_json: bool) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    from onestage.cluster import jobs
-
+    jobs = _jobs(options.address)
     if options.follow:
-        return jobs.follow(options.job, address=options.address)
-    print(jobs.logs(options.job, address=options.address), end="")
+        return jobs.follow(options.job)
+    print(jobs.logs(options.job), end="")
     return DONE
 
 
 def _list(options: argparse.Namespace) -> int:
-    from onestage.cluster import jobs
+    from onestage.cluster.jobs import links
 
-    infos = jobs.jobs(address=options.address, everybodys=options.all)
-    links = jobs.links(infos)
-    described = [_described(info, links) for info in infos]
+    infos = _jobs(options.address).listed(everybodys=options.all)
+    found = links(infos)
+    described = [_described(info, found) for info in infos]
     if options.json:
         print(json.dumps({"jobs": described}))
         return DONE
@@ -131,6 +143,7 @@ def _described(info: "JobInfo", links: dict[str, str]) -> dict[str, Any]:
         "job": info.id,
         "state": info.state,
         "exit_code": info.exit_code,
+        "reason": info.reason,
         "age": _age(info.age_s),
         "age_s": round(info.age_s, 1),
         "user": info.user,

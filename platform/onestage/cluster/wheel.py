@@ -39,11 +39,11 @@ def build(folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> Path:
     return wheel
 
 
-def unpacked(folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> Path:
-    """The same, unpacked in ``folder``; the package's folder. Ray would install a wheel with its dependencies."""
+def unpacked(folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> list[Path]:
+    """The same, unpacked in ``folder``; its packages' folders. Ray would install a wheel with its dependencies."""
     with zipfile.ZipFile(build(folder, limit_bytes=limit_bytes)) as archive:
         archive.extractall(folder / "unpacked")
-    return folder / "unpacked" / PACKAGE.name
+    return sorted(path for path in (folder / "unpacked").iterdir() if path.suffix != ".dist-info")
 
 
 def _checkout() -> Path | None:

@@ -1,11 +1,13 @@
 """Which MLflow run belongs to which job of a cluster."""
 
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TooLate
+import threading
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
-from onestage.tracking.client import client
+from onestage.tracking.client import SQLITE, client
 from onestage.tracking.redaction import without_user
 
 JOB_TAG: Final = "onestage.job"
@@ -14,33 +16,45 @@ LIMIT_S: Final = 12.0
 NEWEST: Final = 1000
 
 
-def runs_of_jobs(uri: str, job_ids: Collection[str], *, limit_s: float = LIMIT_S) -> dict[str, str]:
-    """By job, the address of its newest run's page where ``uri`` is a server's, else the run's id.
+def runs_of_jobs(stores: Mapping[str, Collection[str]], *, limit_s: float = LIMIT_S) -> dict[str, str]:
+    """By job, where its newest run is to be seen: its page where the store is a server, else its id.
 
-    Jobs without a run are left out; so are all of them where the store does not answer within ``limit_s``.
+    ``stores`` has the ids of the jobs by their store's tracking URI. Jobs without a run are left out; so are those
+    whose store does not answer within ``limit_s``, which also does not keep this process from ending.
     """
-    if not job_ids:
-        return {}
-    pool = ThreadPoolExecutor(1, thread_name_prefix="job-links")
-    try:
-        return pool.submit(_found, uri, frozenset(job_ids)).result(limit_s)
-    except (Exception, TooLate):  # a list of jobs is of use without its links
-        return {}
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    found: dict[str, str] = {}
+
+    def look(uri: str, jobs: Collection[str]) -> None:
+        with suppress(Exception):  # a list of jobs is of use without its links
+            found.update(_runs_of_jobs(uri, frozenset(jobs)))
+
+    end = time.monotonic() + limit_s
+    # Daemons, since the interpreter waits for any other thread when it ends.
+    threads = [threading.Thread(target=look, args=one, daemon=True, name="job-links") for one in stores.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return found.copy()
 
 
-def _found(uri: str, job_ids: frozenset[str]) -> dict[str, str]:
+def _runs_of_jobs(uri: str, jobs: frozenset[str]) -> dict[str, str]:
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        return {}  # another machine's, or one without a run yet: MLflow would make it here
     store = client(uri)
-    experiments = [one.experiment_id for one in store.search_experiments()]
     runs = store.search_runs(
-        experiments, f"tags.`{JOB_TAG}` LIKE '%'", order_by=["attributes.start_time DESC"], max_results=NEWEST
+        [one.experiment_id for one in store.search_experiments()],
+        f"tags.`{JOB_TAG}` LIKE '%'",
+        order_by=["attributes.start_time DESC"],
+        max_results=NEWEST,
     )
-    base = without_user(uri).rstrip("/") if uri.startswith(("http://", "https://")) else None
-    return {
-        run.data.tags[JOB_TAG]: run.info.run_id
-        if base is None
-        else f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    of_job = {
+        job: run
         for run in reversed(runs)  # of two runs of a job the newer counts
-        if run.data.tags[JOB_TAG] in job_ids
+        for job in run.data.tags[JOB_TAG].split()  # a run that was resumed has had several
+        if job in jobs
     }
+    if not uri.startswith(("http://", "https://")):
+        return {job: run.info.run_id for job, run in of_job.items()}
+    pages = f"{without_user(uri).rstrip('/')}/#/experiments"
+    return {job: f"{pages}/{run.info.experiment_id}/runs/{run.info.run_id}" for job, run in of_job.items()}
