@@ -48,7 +48,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survived]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             patch.setattr(chaos, "TRACKER_PORT", probe.getsockname()[1])
-        cluster = local_cluster.up("lost-head", workers=2)
+        cluster = local_cluster.up("losthead", workers=2)
         rig = LosesHead(folder, data=folder / "scenes", cluster=cluster, draw=random.Random(7), say=print)
         try:
             rig.start_tracker()
