@@ -46,11 +46,11 @@ def room(nodes: Sequence[Resources], bundles: Sequence[Resources], limit: int = 
 
 
 def named(resources: Resources) -> str:
-    """Resources as one says them, without Ray's own entries for nodes, groups and its object store."""
+    """Resources as one says them, memory last, without Ray's own entries for nodes, groups and its object store."""
     own = ("node:", "bundle_group", "object_store_memory", "accelerator_type:")
     said = [
         f"{amount / 2**30:.3g} GiB of memory" if key == "memory" else f"{amount:g} {key}"
-        for key, amount in resources.items()
+        for key, amount in sorted(resources.items(), key=lambda one: one[0] == "memory")
         if amount and not key.startswith(own)
     ]
     return ", ".join(said) or "nothing"

@@ -26,14 +26,21 @@ class Trial:
     overrides: list[str]
     state: State = "unfinished"
     results: list[dict[str, Any]] = field(default_factory=list)
+    heard: list[float] = field(default_factory=list)  # when each result was, in seconds since 1970
     starts: int = 0
     losses: int = 0
     started: float | None = None  # seconds since 1970, as is ended_at: of the last start
     ended_at: float | None = None
+    spent_s: float = 0.0  # running, as far as it was heard
+    heard_at: float | None = None  # while it runs
     value: float | None = None
     returned: Any = None
     working_dir: str | None = None
     reason: str | None = None
+
+    def hear(self, now: float) -> None:
+        if self.heard_at is not None:
+            self.spent_s, self.heard_at = self.spent_s + now - self.heard_at, now
 
     @property
     def ended(self) -> bool:
@@ -108,22 +115,48 @@ class Journal:
         event = line["event"]
         if event == "sweep":
             self.header, self.ended_because = line, None
+            for trial in self.trials.values():  # those that a killed sweep left behind have ended with it
+                trial.heard_at = None
         elif event == "sweep_end":
             self.ended_because = line["reason"]
+            for trial in self.trials.values():
+                trial.hear(line["time"])
+                trial.heard_at = None
         elif event == "trial":
             self.trials[line["trial"]] = Trial(line["trial"], line["point"], line["overrides"])
         else:
             trial = self.trials[line["trial"]]
             if event == "start":
                 trial.point, trial.overrides, trial.state = line["point"], line["overrides"], "unfinished"
-                trial.starts, trial.started = trial.starts + 1, line["time"]
+                trial.starts, trial.started, trial.heard_at = trial.starts + 1, line["time"], line["time"]
             elif event == "result":
                 trial.results.append(line["metrics"])
+                trial.heard.append(line["time"])
+                trial.hear(line["time"])
             elif event == "end":
+                trial.hear(line["time"])
+                trial.heard_at = None
                 trial.ended_at = line["time"]
                 for name in ("state", "value", "returned", "working_dir", "reason"):
                     setattr(trial, name, line.get(name))
                 trial.losses += trial.state == "lost"
+
+    def spent_s(self, now: float) -> float:
+        """Seconds of all trials together, those that run counted until ``now``."""
+        running = (now - trial.heard_at for trial in self.trials.values() if trial.heard_at is not None)
+        return sum(trial.spent_s for trial in self.trials.values()) + sum(running)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a process has it open to write."""
+        if not self.path.exists():
+            return False
+        with self.path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def unfinished(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if not trial.ended]

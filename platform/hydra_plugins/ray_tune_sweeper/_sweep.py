@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hydra_plugins.ray_tune_sweeper import _cluster, _schedule, _search
 from hydra_plugins.ray_tune_sweeper._journal import Journal, Trial
 from hydra_plugins.ray_tune_sweeper._space import Choices, Point, Space, parse
 from hydra_plugins.ray_tune_sweeper._trial import Composed, HydraTrial, Job
-from hydra_plugins.ray_tune_sweeper._watch import Recorder, Stop
+from hydra_plugins.ray_tune_sweeper._watch import OUT_OF_TIME, Recorder, Stop
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Sweep:
         self.settings, self.context, self.task_function, self.config = settings, context, task_function, config
         if settings.direction not in ("minimize", "maximize"):
             raise HydraException(f"hydra.sweeper.direction={settings.direction}: there are minimize and maximize")
-        for name in ("trials", "hours", "max_concurrent"):
+        for name in ("trials", "hours", "trial_hours", "max_concurrent"):
             if settings[name] is not None and settings[name] <= 0:
                 raise HydraException(f"hydra.sweeper.{name}={settings[name]}: give more than 0, or null")
         launcher = config.hydra.runtime.choices.get("hydra/launcher", "basic")
@@ -55,7 +56,7 @@ class Sweep:
         self.metric = settings.metric or "objective"
         self.scheduled = settings.scheduler not in (None, "none")
         self.folder = Path(config.hydra.sweep.dir).absolute()
-        self.configs: dict[tuple[str, ...], DictConfig] = {}  # of what was composed already, by its overrides
+        self.configs: dict[tuple[str, ...], DictConfig] = {}  # by their overrides
 
     def run(self, arguments: list[str]) -> list[JobReturn]:
         setup_globals()
@@ -63,7 +64,7 @@ class Sweep:
         self.space = self._space(arguments)
         strategy = self._strategy()
         for point in self.space.probes():
-            self._compose(self.space.overrides(point))
+            self._config(self.space.overrides(point))
         self.folder.mkdir(parents=True, exist_ok=True)
         if Journal.read(self.folder).trials and not self.settings.resume:
             raise HydraException(
@@ -77,7 +78,7 @@ class Sweep:
                 self.journal, strategy, trials=self.settings.trials, space=self.space, suggestion=self._suggestion
             )
             scheduler = _schedule.build(self.settings, self.journal, self.space, self._suggestion, self.metric)
-            stop = Stop(self.settings.hours)
+            stop = Stop(self.journal, self.folder, hours=self.settings.hours, trial_hours=self.settings.trial_hours)
             with _cluster.connected(), stop.on_signals():
                 self._tune(search, scheduler, stop)
             return self._results(stop)
@@ -101,7 +102,7 @@ class Sweep:
         self.search_name = name = settings.search or ("grid" if listed else "random")
         if name not in ("grid", "random", "optuna"):
             raise HydraException(f"hydra.sweeper.search={name}: there are grid, random and optuna")
-        if settings.trials is None and settings.hours is None and name != "grid":
+        if name != "grid" and all(settings[key] is None for key in ("trials", "hours", "trial_hours")):
             raise HydraException(f"search={name} has no end: give hydra.sweeper.trials or hydra.sweeper.hours")
         if name == "grid":
             return _search.grid(self.space)
@@ -128,21 +129,22 @@ class Sweep:
                 raise HydraException(f"{self.folder} holds a sweep with {key} {former.get(key)}, not {value}")
         self.journal.add("sweep", **head)
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
-        return self.context.config_loader.load_sweep_config(self.config, overrides)
+    def _config(self, overrides: list[str]) -> DictConfig:
+        """What these compose to, once for all trials; the number of a trial is for whoever takes it to set."""
+        key = tuple(overrides)
+        if key not in self.configs:
+            config = self.context.config_loader.load_sweep_config(self.config, overrides)
+            with open_dict(config):
+                config.hydra.sweep.dir = str(self.folder)  # the trial's process may have another working directory
+            self.configs[key] = config
+        return self.configs[key]
 
     def _suggestion(self, number: int, point: Point) -> dict[str, Any]:
-        overrides = self.space.overrides(point)
-        config = self._compose(overrides)
-        with open_dict(config):
-            config.hydra.sweep.dir = str(self.folder)  # the trial's process may have another working directory
-            config.hydra.job.id = config.hydra.job.num = number
-        self.configs[tuple(overrides)] = config
-        return {"number": number, "point": point, "composed": Composed(config)}
+        return {"number": number, "point": point, "composed": Composed(self._config(self.space.overrides(point)))}
 
     def _tune(self, search: _search.Search, scheduler: Any, stop: Stop) -> None:
         settings = self.settings
-        bundles = [dict(settings.resources), *map(dict, settings.workers)]
+        bundles = [dict(bundle) for bundle in settings.bundles]
         room = _cluster.room(nodes := _cluster.nodes(), bundles)
         if not room:
             asked = " and ".join(map(_cluster.named, bundles))
@@ -151,8 +153,11 @@ class Sweep:
         concurrent = min(settings.max_concurrent or room, room)
         log.info(f"{self.search_name} search, {concurrent} trials at a time, in {self.folder}")
         context = self.context
-        job = Job(context, self.task_function, Singleton.get_state(), os.getcwd(), self.metric, settings.stop_s)
+        job = Job(
+            context, self.task_function, Singleton.get_state(), os.getcwd(), self.folder, self.metric, settings.stop_s
+        )
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it says how to go on from its pickles
+        warnings.filterwarnings("ignore", message="Consider boosting PBT")  # trials here have processes of their own
         with env_override({**TUNE, "TUNE_FORCE_TRIAL_CLEANUP_S": str(math.ceil(settings.stop_s) + 1)}):
             try:
                 trainable = tune.with_parameters(HydraTrial, job=job)
@@ -166,7 +171,7 @@ class Sweep:
                 scheduler=scheduler,
                 num_samples=-1,
                 max_concurrent_trials=concurrent,
-                resources_per_trial=tune.PlacementGroupFactory([dict(settings.resources)]),
+                resources_per_trial=tune.PlacementGroupFactory(bundles[:1]),
                 trial_name_creator=lambda trial: str(trial.config["number"]),
                 trial_dirname_creator=lambda trial: str(trial.config["number"]),
                 stop=stop,
@@ -189,7 +194,7 @@ class Sweep:
         log.info(", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trial ended")
         if best:
             log.info(f"best: {self.metric}={best.value:g}, #{best.number} : {' '.join(best.overrides)}")
-        if stop.reason == "hours" or stop.signal:
+        if stop.reason in OUT_OF_TIME or stop.signal:
             log.info(f"go on with: hydra.sweep.dir={self.folder} hydra.sweeper.resume=true")
         elif stop.reason:
             raise HydraException(stop.reason)
@@ -200,10 +205,7 @@ class Sweep:
         return [self._return(trial) for trial in trials]
 
     def _return(self, trial: Trial) -> JobReturn:
-        key = tuple(trial.overrides)
-        if key not in self.configs:
-            self._suggestion(trial.number, trial.point)
-        own = self.configs[key].copy()
+        own = self._config(trial.overrides).copy()
         with open_dict(own):
             own.hydra.job.id = own.hydra.job.num = trial.number
             hydra = OmegaConf.create({"hydra": own.pop("hydra")})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 from hydra.core.singleton import Singleton
@@ -22,6 +23,23 @@ log = logging.getLogger(__name__)
 RETURNED: Final = "hydra/returned"  # in a trial's last report
 WORKING_DIR: Final = "hydra/working_dir"
 FAILED: Final = "hydra/failed"
+CUT: Final = "hydra/cut"
+LAST: Final = (RETURNED, FAILED, CUT)
+
+
+STOPPING: Final = "stopping"  # a file in the sweep's folder: all trials are to end
+
+_ending = Event()
+_folder: Path | None = None
+
+
+def asked_to_end() -> bool:
+    """In a trial: whether it is to end now, as its next ``ray.tune.report`` would say by SystemExit.
+
+    For those to ask who report seldom: Tune's own word reaches a trial only when it reports. The answer to it is to
+    save, and to raise SystemExit.
+    """
+    return _ending.is_set() or (_folder is not None and (_folder / STOPPING).exists())
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Job:
     task_function: TaskFunction
     singletons: Any
     cwd: str
+    folder: Path
     metric: str
     stop_s: float
 
@@ -50,26 +69,32 @@ class HydraTrial(FunctionTrainable):
     """Tune's function trainable around Hydra's ``run_job``; the app calls ``ray.tune.report`` as anyone would."""
 
     _name = "trial"
-    _ending = False
     _reported: Mapping[str, Any] = {}
 
     def setup(self, config: dict[str, Any], job: Job) -> None:  # type: ignore[override]  # see tune.with_parameters
         self._job = job
+        global _folder
+        _folder = job.folder
+        _ending.clear()  # one process may have several trials, one after another
         super().setup(config)
 
     def _trainable_func(self, config: dict[str, Any]) -> None:
+        ended: dict[str, Any]
         try:
             returned = self._run(config["composed"].config, int(self.trial_name))
         except SystemExit as exit:
-            if self._ending:
+            if _ending.is_set():
                 raise
             ended = {RETURNED: None} if not exit.code else {FAILED: f"the app ended itself: SystemExit: {exit.code}"}
+            if asked_to_end():
+                ended = {CUT: True}
         except Exception as error:  # also what composing or a callback of Hydra's raises
             log.exception("trial %s failed", self.trial_name)
-            ended = {FAILED: f"{type(error).__name__}: {error}"}
+            plain = type(error) in (Exception, RuntimeError) and str(error)  # their type says nothing
+            ended = {FAILED: plain or f"{type(error).__name__}: {error}"}
         else:
             ended = _report_of(returned.return_value, self._job.metric) | {WORKING_DIR: returned.working_dir}
-        if not self._ending:  # nobody listens any more
+        if not _ending.is_set():  # else nobody listens any more
             tune.report({**ended, "done": True})
 
     def _run(self, config: DictConfig, number: int) -> JobReturn:
@@ -93,7 +118,7 @@ class HydraTrial(FunctionTrainable):
 
     def step(self) -> dict[str, Any]:
         metrics: dict[str, Any] = super().step()
-        if RETURNED in metrics or FAILED in metrics:  # the end is no step of its own
+        if any(key in metrics for key in LAST):  # the end is no step of its own
             if self._reported:
                 metrics = {**self._reported, **metrics, "training_iteration": self._iteration}
         else:
@@ -102,7 +127,7 @@ class HydraTrial(FunctionTrainable):
 
     def cleanup(self) -> None:
         """The function's next report raises SystemExit in it; what it then does has ``stop_s`` to end."""
-        self._ending = True
+        _ending.set()
         session = get_session()
         assert session
         try:

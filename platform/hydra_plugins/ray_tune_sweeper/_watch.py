@@ -16,8 +16,9 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.utils import flatten_dict
 
 from hydra_plugins.ray_tune_sweeper import _cluster
+from hydra_plugins.ray_tune_sweeper._journal import Journal
 from hydra_plugins.ray_tune_sweeper._search import Search
-from hydra_plugins.ray_tune_sweeper._trial import FAILED, RETURNED, WORKING_DIR
+from hydra_plugins.ray_tune_sweeper._trial import CUT, FAILED, LAST, RETURNED, STOPPING, WORKING_DIR
 
 if TYPE_CHECKING:
     from hydra_plugins.ray_tune_sweeper._sweep import Sweep
@@ -26,15 +27,25 @@ log = logging.getLogger(__name__)
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "should_checkpoint", "done", "trial_id"} - {"training_iteration", "time_total_s"}
 WAITING_S = 10.0
+OUT_OF_TIME = ("hours", "trial_hours")
 
 
 class Stop(Stopper):
     """Ends the whole sweep: out of time, asked to by a signal, or because it can't be what was meant."""
 
-    def __init__(self, hours: float | None) -> None:
+    def __init__(
+        self, journal: Journal, folder: Path, *, hours: float | None = None, trial_hours: float | None = None
+    ) -> None:
+        self.journal = journal
+        self.mark = folder / STOPPING
+        self.mark.unlink(missing_ok=True)
         self.deadline = time.time() + hours * 3600 if hours else math.inf
+        self.trial_hours = trial_hours or math.inf
         self.reason: str | None = None
         self.signal: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes it down, for a resume that is not ours
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -42,6 +53,10 @@ class Stop(Stopper):
     def stop_all(self) -> bool:
         if self.reason is None and time.time() >= self.deadline:
             self.reason = "hours"
+        if self.reason is None and self.journal.spent_s(time.time()) >= self.trial_hours * 3600:
+            self.reason = "trial_hours"
+        if self.reason is not None:
+            self.mark.touch()
         return self.reason is not None
 
     @contextmanager
@@ -77,7 +92,7 @@ class Recorder(Callback):
         elif now - max(self.idle_since, self.said) > WAITING_S:
             self.said = now
             free = _cluster.named(ray.available_resources())
-            asked = _cluster.named(self.sweep.settings.resources)
+            asked = " and ".join(map(_cluster.named, self.sweep.settings.bundles))
             waited, limit = now - self.idle_since, self.sweep.settings.wait_s
             log.info(f"waiting for {asked} for a trial, {waited:.0f} s of {limit:.0f} s; free: {free}")
             if waited > limit:
@@ -92,7 +107,7 @@ class Recorder(Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if RETURNED in result or FAILED in result:
+        if any(key in result for key in LAST):
             return
         flat = flatten_dict(result)
         metrics = {k: plain(v) for k, v in flat.items() if k.split("/")[0] not in TUNES_OWN}
@@ -100,6 +115,8 @@ class Recorder(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, result, metric = int(trial.custom_trial_name), trial.last_result or {}, self.sweep.metric
+        if CUT in result:
+            return  # it was asked to end with the sweep, and is to go on with it
         reported = [r[metric] for r in self.journal.trials[number].results if metric in r]
         value = plain(flatten_dict(result).get(metric, reported[-1] if reported else None))
         if FAILED in result:
@@ -125,9 +142,7 @@ class Recorder(Callback):
         value, best = fields.get("value"), self.journal.best(self.sweep.sign)
         says = f"{self.sweep.metric}={value:g}" if value is not None else fields.get("reason") or ""
         so_far = f" (best: #{best.number}, {best.value:g})" if best else ""
-        log.log(
-            logging.WARNING if state in ("failed", "lost") else logging.INFO, f"\t#{number} {state}: {says}{so_far}"
-        )
+        log.info(f"\t#{number} {state}: {says}{so_far}")
 
     def _check_metric(self, number: int, value: float | None) -> None:
         settings, metric = self.sweep.settings, self.sweep.metric

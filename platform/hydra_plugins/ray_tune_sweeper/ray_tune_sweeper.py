@@ -53,10 +53,11 @@ class RayTuneSweeperConf:
     search_space: dict[str, Any] = field(default_factory=dict)  # KEY: values, or KEY: {values: …, when: {KEY: values}}
     trials: int | None = None  # null: the whole grid
     hours: float | None = None  # of this call: then the sweep ends, with the best so far
+    trial_hours: float | None = None  # the same, of all trials together, in all calls
     max_concurrent: int | None = None  # null: as many trials as the cluster has room for
     seed: int = 0
-    resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})  # that Ray reserves for a trial
-    workers: list[dict[str, Any]] = field(default_factory=list)  # that a trial takes for itself, besides
+    # What a trial takes: its own process, which Ray reserves, then each worker that it starts by itself.
+    bundles: list[dict[str, Any]] = field(default_factory=lambda: [{"CPU": 1.0}])
     stop_s: float = 30.0  # for a stopped trial to reach its next report and to end
     wait_s: float = 600.0  # for room on the cluster while no trial runs
     retries: int = 1  # of a trial whose process was lost; one that fails is not tried again

@@ -5,10 +5,25 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.test_utils.test_utils import TSweepRunner
 
 PLATFORM = Path(__file__).parents[3] / "platform"
+
+
+def sweeping(runner: TSweepRunner, folder: Path, *overrides: str, task: Callable[..., Any] | None = None) -> Any:
+    """A sweep with Hydra's own test configs, foo and bar, in this process: done when its block is entered."""
+    return runner(
+        calling_file=None,
+        calling_module="hydra.test_utils.a_module",
+        task_function=task,
+        config_path="configs",
+        config_name="compose",
+        overrides=["hydra/sweeper=ray_tune", *overrides],
+        temp_dir=folder,
+    )
 
 
 @pytest.fixture(scope="module")

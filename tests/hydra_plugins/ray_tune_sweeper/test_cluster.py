@@ -26,3 +26,4 @@ def test_as_many_trials_as_fit(nodes: list[dict[str, float]], bundles: list[dict
 def test_resources_are_named_as_one_says_them() -> None:
     assert named({"CPU": 2.0, "GPU": 0.5, "memory": 0, "node:10.0.0.1": 1.0}) == "2 CPU, 0.5 GPU"
     assert named({"memory": 12 * 2.0**30}) == "12 GiB of memory" and named({}) == "nothing"
+    assert named({"memory": 2.0**30, "CPU": 2.0, "GPU": 1.0}) == "2 CPU, 1 GPU, 1 GiB of memory"  # whatever the order

@@ -12,21 +12,15 @@ from hydra.test_utils.test_utils import TSweepRunner
 
 from hydra_plugins.ray_tune_sweeper._journal import NAME, Journal
 
+from .conftest import sweeping
+
 
 def test_hydra_finds_the_plugin() -> None:
     assert "RayTuneSweeper" in [found.__name__ for found in Plugins.instance().discover(Sweeper)]
 
 
 def sweep(hydra_sweep_runner: TSweepRunner, folder: Path, *overrides: str) -> None:
-    with hydra_sweep_runner(
-        calling_file=None,
-        calling_module="hydra.test_utils.a_module",
-        task_function=None,
-        config_path="configs",
-        config_name="compose",
-        overrides=["hydra/sweeper=ray_tune", *overrides],
-        temp_dir=folder,
-    ):
+    with sweeping(hydra_sweep_runner, folder, *overrides):
         pass
 
 

@@ -16,11 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.ray_tune_sweeper._journal import NAME, Journal
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+from .conftest import sweeping
 
-RACES = pytest.mark.skip(
-    reason="races with the machine at a load of ten: to be made sure of before sweeps are announced"
-)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 App = Callable[..., subprocess.Popen[str]]
 
@@ -55,7 +53,7 @@ def test_the_apps_return_value_is_the_objective(app: App, tmp_path: Path) -> Non
 
 def test_asha_stops_a_trial_which_then_says_farewell(app: App, tmp_path: Path) -> None:
     """One at a time, each worse than those before: with a rung at every epoch all but the first are stopped there."""
-    asha = ["scheduler=asha", "metric=loss", "asha.reduction_factor=2", "max_concurrent=1", "resources={CPU: 2}"]
+    asha = ["scheduler=asha", "metric=loss", "asha.reduction_factor=2", "max_concurrent=1", "bundles=[{CPU: 2}]"]
     output = finished(app("x=1,2,3", "farewell=1", "hydra.sweep.dir=out", *(f"hydra.sweeper.{one}" for one in asha)))
     trials = Journal.read(tmp_path / "out").trials
     assert [(trial.state, len(trial.results)) for trial in trials.values()] == [("done", 3)] + [("stopped", 1)] * 2
@@ -63,7 +61,6 @@ def test_asha_stops_a_trial_which_then_says_farewell(app: App, tmp_path: Path) -
     assert "2 stopped" in output and "best: loss=1, #0" in output
 
 
-@RACES
 def test_killed_and_resumed(app: App, tmp_path: Path) -> None:
     """Finished trials stay as they are, the one under way goes on in its folder, and the rest is what it would be."""
     arguments = ["x=interval(0,1)", "epochs=6", "pause=0.3", "hydra.sweep.dir=out"]
@@ -85,7 +82,6 @@ def test_killed_and_resumed(app: App, tmp_path: Path) -> None:
     assert [trial.state for trial in after.values()] == ["done"] * 3
     assert after[0] == before[0]
     assert after[1].point == before[1].point
-    assert sorted({result["epoch"] for result in after[1].results}) == list(range(1, 7))
     again = [result["epoch"] for result in after[1].results[len(before[1].results) :]]
     assert again[0] >= 4 and again == list(range(again[0], 7))  # not from the start
     assert len({trial.point["x"] for trial in after.values()}) == 3
@@ -114,15 +110,7 @@ def sweep(own_ray: str, hydra_sweep_runner: TSweepRunner, tmp_path: Path, hydra_
     """Sweeps a function of a config with foo and bar in this process; what sweep() returned and the journal."""
 
     def run(task: Callable[[DictConfig], Any], *overrides: str) -> tuple[Any, Journal]:
-        with hydra_sweep_runner(
-            calling_file=None,
-            calling_module="hydra.test_utils.a_module",
-            task_function=task,
-            config_path="configs",
-            config_name="compose",
-            overrides=["hydra/sweeper=ray_tune", *overrides],
-            temp_dir=tmp_path,
-        ) as done:
+        with sweeping(hydra_sweep_runner, tmp_path, *overrides, task=task) as done:
             assert done.returns is not None
             return done.returns[0], Journal.read(tmp_path)
 
@@ -180,7 +168,25 @@ def test_out_of_time_it_ends_with_the_best_so_far(sweep: Runner) -> None:
     assert returns[0].return_value == 1.0
 
 
-@RACES
+def test_who_reports_seldom_can_ask_whether_to_end(sweep: Runner, tmp_path_factory: pytest.TempPathFactory) -> None:
+    asked = tmp_path_factory.mktemp("asked") / "asked"  # the sweep's own folder goes with it
+
+    def task(cfg: DictConfig) -> float:
+        from ray import tune
+
+        from hydra_plugins.ray_tune_sweeper._trial import asked_to_end
+
+        tune.report({"loss": 1.0})
+        while not asked_to_end():
+            time.sleep(0.1)
+        asked.touch()
+        raise SystemExit
+
+    _, journal = sweep(task, "foo=1", "hydra.sweeper.trial_hours=0.006")
+    assert journal.trials[0].state == "unfinished"
+    assert asked.exists()
+
+
 def test_a_farewell_has_a_limit(sweep: Runner) -> None:
     def task(cfg: DictConfig) -> float:
         from ray import tune
@@ -190,11 +196,12 @@ def test_a_farewell_has_a_limit(sweep: Runner) -> None:
                 time.sleep(0.1)
                 tune.report({"loss": 1.0})
         finally:
-            time.sleep(90)
+            time.sleep(300)
 
     start = time.monotonic()
-    _, journal = sweep(task, "foo=1", "hydra.sweeper.hours=0.002", "hydra.sweeper.stop_s=1")
-    assert time.monotonic() - start < 45
+    _, journal = sweep(task, "foo=1", "hydra.sweeper.trial_hours=0.003", "hydra.sweeper.stop_s=1")
+    assert time.monotonic() - start < 100
+    assert journal.ended_because == "trial_hours"
     assert journal.trials[0].state == "unfinished" and journal.trials[0].results
 
 
@@ -211,11 +218,10 @@ def test_a_metric_that_nobody_reports_ends_the_sweep_at_its_first_trial(sweep: R
 
 def test_a_trial_larger_than_the_cluster_is_refused(sweep: Runner, tmp_path: Path) -> None:
     with pytest.raises(HydraException, match="1 CPU and 4 GPU: it never fits on this cluster, whose nodes have 2 CPU"):
-        sweep(lambda cfg: 1.0, "foo=1,2", "hydra.sweeper.workers=[{GPU: 4}]")
+        sweep(lambda cfg: 1.0, "foo=1,2", "hydra.sweeper.bundles=[{CPU: 1}, {GPU: 4}]")
     assert Journal.read(tmp_path).trials == {}
 
 
-@RACES
 def test_pbt_goes_on_from_the_best_with_another_number(sweep: Runner) -> None:
     """Two trials whose score grows by foo each step: the worse one goes on from the better one's checkpoint."""
 
@@ -223,15 +229,18 @@ def test_pbt_goes_on_from_the_best_with_another_number(sweep: Runner) -> None:
         import json
         import tempfile
 
+        from hydra.core.hydra_config import HydraConfig
         from ray import tune
 
+        number, out = HydraConfig.get().job.num, Path(HydraConfig.get().runtime.output_dir).parent
         score, step = 0.0, 0
         if checkpoint := tune.get_checkpoint():
             with checkpoint.as_directory() as folder:
                 score, step = json.loads((Path(folder) / "state").read_text())
         while step < 6:
-            time.sleep(0.3)
             score, step = score + cfg.foo, step + 1
+            (out / f"{number} at {step}").touch()
+            until((out / f"{1 - number} at {step}").exists)  # side by side, on however slow a machine
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "state").write_text(json.dumps([score, step]))
                 tune.report({"score": score, "step": step}, checkpoint=tune.Checkpoint.from_directory(folder))
