@@ -14,6 +14,7 @@ from onestage.data.datamodule import DetectionData
 from onestage.drawing import draw
 from onestage.errors import InputError
 from onestage.inference import Predictor
+from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
 from onestage.training.module import Found, check_skipped, in_original
 from onestage.types import Skipped
@@ -55,6 +56,8 @@ def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any
         found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
     check_skipped(len(skipped), data.max_skipped if found else 0, what=f"of {split}", such_as=skipped)
     metrics = {f"{split}/{name}": value for name, value in MeanAP(classes=predictor.classes)(found).items()}
+    if (interval := map_interval(found)) is not None:
+        metrics |= dict(zip((f"{split}/map_low", f"{split}/map_high"), interval, strict=True))
     if uri is not None:
         _log(uri, run, metrics)
     return {

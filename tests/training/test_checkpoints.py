@@ -269,6 +269,26 @@ class TestFullDisk:
         assert step_of(writer.folder / "last.ckpt") == 9
 
 
+class TestWritten:
+    def test_it_is_said_once_the_file_has_its_name_and_is_sent(self, tmp_path: Path) -> None:
+        told: list[tuple[str, int]] = []
+
+        def send() -> None:
+            told.append(("sent", step_of(tmp_path / "last.ckpt")))
+
+        writer = Writer(tmp_path, keep=1, send=send, written=lambda step: told.append(("written", step)))
+        write(writer, 1)
+        write(writer, 2)
+        assert told == [("sent", 1), ("written", 1), ("sent", 2), ("written", 2)]
+
+    def test_nothing_is_said_of_what_is_not_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[int] = []
+        writer = Writer(tmp_path, keep=1, written=told.append)
+        monkeypatch.setattr(checkpoints, "damage", lambda path: "the checksum of its record x differs")
+        write(writer, 1)
+        assert told == [] and writer.notes
+
+
 class TestRefusals:
     def test_what_was_written_wrong_never_gets_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer = Writer(tmp_path, keep=2)

@@ -402,9 +402,9 @@ def test_a_checkpoint_is_plain_data_that_says_how_to_build_the_detector(fitted: 
     _, _, _, trainer, folder = fitted
     trainer.save_checkpoint(folder / "one.ckpt")
     loaded = torch.load(folder / "one.ckpt", weights_only=True)
-    scores = loaded["onestage"].pop("metrics")
+    scores, best = loaded["onestage"].pop("metrics"), loaded["onestage"].pop("best_map")
     assert loaded["onestage"] == {"classes": ["a"], "images_seen": 3, "epoch": [1, 1], "skipped": 0}
-    assert (scores["val/map"], scores["val/map_50"]) == (0.5, 0.75)
+    assert (scores["val/map"], scores["val/map_50"], best) == (0.5, 0.75, 0.5)
     assert set(loaded["state_dict"]) == {"detector.weight", "detector.bias", "detector.seen"}
 
 
@@ -420,3 +420,22 @@ def test_sizes_are_measured_in_the_original_image() -> None:
 def test_bytes_become_shares_of_one_and_floats_stay() -> None:
     assert to_float(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).unique().tolist() == [1.0]
     assert to_float(torch.full((1, 3, 2, 2), 0.25)).unique().tolist() == [0.25]
+
+
+def test_the_best_so_far_is_kept_with_its_interval() -> None:
+    """Three validations of 0.2, 0.1 and 0.4: the second is none to speak of, also after a restart."""
+    asked: list[int] = []
+
+    def interval(found: Any) -> tuple[float, float]:
+        asked.append(1)
+        return 0.1, 0.9
+
+    module = made(Scale(), lambda epoch, num_epochs: 1.0)
+    module.interval = interval
+    told = []
+    for score in (0.2, 0.1, 0.4):
+        told.append(module._best_so_far(score, []))
+        module.best_map = told[-1].get("best/map", module.best_map)
+    bounds = {"best/map_low": 0.1, "best/map_high": 0.9}
+    assert told == [{"best/map": 0.2, **bounds}, {}, {"best/map": 0.4, **bounds}]
+    assert len(asked) == 2

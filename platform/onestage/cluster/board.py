@@ -84,6 +84,26 @@ class StepMessage(TypedDict):
     images: NotRequired[int]
 
 
+class Validated(TypedDict):
+    """What the validation behind ``epoch``, from 1, and after ``step`` steps came to."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+
+
+class ValidatedMessage(TypedDict):
+    """From rank 0, once after each validation."""
+
+    validated: Validated
+
+
+class WrittenMessage(TypedDict):
+    """From rank 0: the checkpoint of this step is where the run's are kept."""
+
+    written: int
+
+
 class Place(TypedDict):
     """Where a worker is: ``node`` as Ray calls it; ``oom_kills`` that machine's count at the worker's start."""
 

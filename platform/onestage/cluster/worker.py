@@ -2,6 +2,8 @@
 
 import json
 import socket
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -21,6 +23,7 @@ from onestage.data.datamodule import DetectionData
 from onestage.data.input_sizes import InputSizes
 from onestage.data.manifest import FILE_NAME
 from onestage.errors import InputError
+from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
 from onestage.training.callbacks import BatchPicture, Ema, Pictures, Progress, StopWhenAsked, Throughput
@@ -109,7 +112,12 @@ def _train(
     module = _module(job, data, resumed=resumed is not None)
     tracker = _tracker(job, run, resumed) if rank == 0 else NoTracker()
     settings, saving = config["trainer"], config["checkpoint"]
-    writer = Writer(run.checkpoints, keep=saving["keep"], send=lambda: run.send_checkpoints(keep=saving["keep"]))
+    writer = Writer(
+        run.checkpoints,
+        keep=saving["keep"],
+        send=lambda: run.send_checkpoints(keep=saving["keep"]),
+        written=lambda step: progress({"written": step}),
+    )
     checkpoints = Checkpoints(
         writer, every_steps=saving["every_steps"], every_minutes=saving["every_minutes"], say=note
     )
@@ -162,6 +170,8 @@ def _train(
             scores = save_model(best if best.is_file() else last, folder)
             run.send(folder)
             tracker.log_model(folder, scores, step=trainer.global_step)
+            metrics["perf/latency_ms"] = latency_ms(module)
+            tracker.log_metrics({"perf/latency_ms": metrics["perf/latency_ms"]}, trainer.global_step)
         return {"metrics": metrics, "checkpoint": str(last), "best": str(best)}
     finally:
         tracker.close()
@@ -211,6 +221,7 @@ def _module(job: Job, data: DetectionData, *, resumed: bool) -> DetectionModule:
         optimizer=build(config["optimizer"]),
         schedule=build(config["schedule"]),
         metric=MeanAP(classes=classes),
+        interval=map_interval,
         seed=config["seed"],
         card=card,
         max_skipped=data.max_skipped,
@@ -247,7 +258,7 @@ def _numbers(trainer: pl.Trainer) -> dict[str, float]:
 
 def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData, run: RunFolder) -> None:
     """The record of what is trained on what."""
-    tracker.log_params({key: value for key, value in config.items() if key not in ("overrides", "resume")})
+    tracker.log_params({key: value for key, value in config.items() if key not in ("overrides", "resume", "on_oom")})
     tracker.log_dict(config, "config.json")
     run.local.mkdir(parents=True, exist_ok=True)
     data.manifest.save(run.local)  # the dataset itself may lie on a server
@@ -275,6 +286,25 @@ def _callbacks(
     if settings["ema_decay"] > 0:
         callbacks.append(Ema(decay=settings["ema_decay"]))
     return callbacks
+
+
+def latency_ms(module: DetectionModule, *, rounds: int = 20, limit_s: float = 3.0) -> float:
+    """The median time of one image through the network and its detections, where it was trained."""
+    detector: Any = module.detector.eval()
+    device = module.device
+    height, width = detector.input_size
+    image = torch.rand(1, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
+    times: list[float] = []
+    start = time.perf_counter()
+    with torch.inference_mode():
+        while len(times) < rounds + 3 and (len(times) < 2 or time.perf_counter() - start < limit_s):
+            began = time.perf_counter()
+            detector.detect(detector(image))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - began)
+    warm = times[3:] or times[1:]
+    return 1000 * statistics.median(warm)
 
 
 def save_model(checkpoint: Path, folder: Path) -> dict[str, float]:

@@ -113,7 +113,9 @@ class Throughput(Callback):
 
 
 class Progress(Callback):
-    """Tells ``sink`` where the training stands: after every step, at most twice a second, and after validation."""
+    """Tells ``sink`` where the training stands: after every step, at most twice a second, and after validation,
+    then with all its numbers.
+    """
 
     def __init__(self, sink: Callable[[dict[str, Any]], None]) -> None:
         self.sink = sink
@@ -149,6 +151,9 @@ class Progress(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._tell(trainer, pl_module)
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "best/"))}
+            epoch, step = trainer.current_epoch + 1, trainer.global_step
+            self.sink({"validated": {"epoch": epoch, "step": step, "metrics": metrics}})
 
 
 class Pictures(Callback):

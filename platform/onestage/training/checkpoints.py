@@ -66,15 +66,23 @@ class Writer(TorchCheckpointIO):
     """Writes what Lightning saves, in a thread of its own: at most one checkpoint at a time.
 
     A file gets its name only when it is on the disk and its checksums have been read back. ``keep`` counts
-    ``last.ckpt`` and those before it. ``send`` is called in that thread after each. What goes wrong is in ``notes``:
-    it never ends a training, and what was written before stays as it was.
+    ``last.ckpt`` and those before it. In that thread, ``send`` is called after each, and behind it ``written`` with
+    the step. What goes wrong is in ``notes``: it never ends a training, and what was written before stays as it was.
     """
 
-    def __init__(self, folder: Path, *, keep: int, send: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        send: Callable[[], None] = lambda: None,
+        written: Callable[[int], None] = lambda step: None,
+    ) -> None:
         super().__init__()
         self.folder = folder
         self.keep = keep
         self.send = send
+        self.written = written
         self.notes: list[str] = []
         self.failed: str | None = None
         self.timings: list[tuple[float, float]] = []  # seconds of each copy and of its write
@@ -135,6 +143,7 @@ class Writer(TorchCheckpointIO):
         try:
             self._write(step)
             self.send()
+            self.written(step)
             self.failed = None
         except Exception as error:  # torch and stores raise errors of many kinds; none may end the training
             self.failed = _why(error)

@@ -53,6 +53,10 @@ class Metric(Protocol):
     def __call__(self, found: Sequence[Found]) -> dict[str, float]: ...
 
 
+Interval = Callable[[Sequence[Found]], tuple[float, float] | None]
+"""How sure the mAP of a split is."""
+
+
 class DetectionModule(pl.LightningModule):
     """Trains ``detector`` and validates it; every rank holds the same weights.
 
@@ -78,6 +82,7 @@ class DetectionModule(pl.LightningModule):
         seed: int,
         card: Mapping[str, Any],
         max_skipped: int = 0,
+        interval: Interval = lambda found: None,
     ) -> None:
         super().__init__()
         # Convolutions on CPUs and tensor cores alike run fastest with channels last.
@@ -85,6 +90,8 @@ class DetectionModule(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.metric = metric
+        self.interval = interval
+        self.best_map = -1.0
         self.seed = seed
         self.card = dict(card)
         self.metrics: dict[str, float] = {}
@@ -301,6 +308,7 @@ class DetectionModule(pl.LightningModule):
             found = sorted((one for part, _, _ in gathered for one in part), key=lambda one: one.image_id)
             metrics = {f"val/{name}": value for name, value in self.metric(found).items()}
             metrics["val/loss"] = sum(part for _, part, _ in gathered) / max(len(found), 1)
+            metrics |= self._best_so_far(metrics.get("val/map", -1.0), found)
             self.found = found
             num_found = len(found)
             skipped = [one for _, _, part in gathered for one in part]
@@ -312,7 +320,16 @@ class DetectionModule(pl.LightningModule):
         # Of no image at all there is no score, however many may be skipped.
         limit = self.max_skipped if num_found else 0
         check_skipped(int(self.metrics.get("val/skipped", 0)), limit, what="to validate on", such_as=skipped)
+        self.best_map = self.metrics.get("best/map", self.best_map)
         self.log_dict(self.metrics, batch_size=1)
+
+    def _best_so_far(self, score: float, found: Sequence[Found]) -> dict[str, float]:
+        """The validation's mAP with its interval, where none was better; nothing otherwise."""
+        if score <= self.best_map:
+            return {}
+        interval = self.interval(found)
+        bounds = {} if interval is None else dict(zip(("best/map_low", "best/map_high"), interval, strict=True))
+        return {"best/map": score, **bounds}
 
     def on_validation_epoch_start(self) -> None:
         self.found, self.val_losses, self.val_skipped = [], [], []
@@ -325,6 +342,7 @@ class DetectionModule(pl.LightningModule):
             "epoch": list(epoch),
             "skipped": self.num_skipped,
             "metrics": self.metrics,
+            "best_map": self.best_map,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -333,6 +351,7 @@ class DetectionModule(pl.LightningModule):
         if realign is not None:  # this training's steps may be of another size than the checkpoint's
             epoch = realign(checkpoint)
         self.num_skipped = checkpoint["onestage"].get("skipped", 0)
+        self.best_map = checkpoint["onestage"].get("best_map", -1.0)
         self.images_seen = checkpoint["onestage"]["images_seen"]
         self._start = (checkpoint["global_step"], epoch)
 
