@@ -5,6 +5,7 @@ from typing import Final
 DONE: Final = 0
 FAILED: Final = 1
 WRONG_INPUT: Final = 2
+OUT_OF_BUDGET: Final = 3
 PREEMPTED: Final = 75
 INTERRUPTED: Final = 130
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.cli import anchors, bench, cluster, data, doctor, jobs
+from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, sweep
 from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
@@ -34,15 +34,19 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or input, 75 preempted, 130 interrup
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code; the errors that a person can mend are one line on stderr."""
+    from onestage.cluster.job import JOB_VARIABLE
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if "ONESTAGE_JOB" in os.environ:
+    if JOB_VARIABLE in os.environ:
         from onestage.cluster.jobs import heed_stop
 
         heed_stop()
     try:
         if verb == "train":
             return train(rest)
+        if verb == "sweep":
+            return sweep.sweep(rest)
         return _other(arguments)
     except InputError as error:
         print(f"onestage: {error}", file=sys.stderr)
@@ -64,6 +68,8 @@ def train(arguments: Sequence[str]) -> int:
         listed = "".join(f"\n  {group}={'|'.join(names)}" for group, names in choices.items() if names)
         print(TRAIN_HELP.format(groups=listed))
         return DONE
+    if any(one in ("-m", "--multirun") for one in arguments):
+        return sweep.sweep(arguments)
     from onestage.config.app import run
 
     overrides = ["output=json" if one == "--json" else one for one in arguments]
@@ -74,8 +80,9 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _train(config: dict[str, Any]) -> int:
-    cluster = config["cluster"]
-    if cluster["kind"] == "ray" and (cluster["address"] or "").startswith(("http://", "https://")):
+    from onestage.cluster.job import JOB_VARIABLE, is_sent
+
+    if is_sent(config["cluster"]):
         from onestage.cluster.jobs import submit_and_follow
 
         return submit_and_follow("train", config["overrides"], config)
@@ -86,7 +93,7 @@ def _train(config: dict[str, Any]) -> int:
         print(f"onestage: {outcome.status.lower()}: {outcome.reason}", file=sys.stderr)
         if outcome.resumable:
             changed = " optimizer.lr=<lower> (as it was, it would diverge again)" if outcome.diverged else ""
-            train = "submit train" if "ONESTAGE_JOB" in os.environ else "train"
+            train = "submit train" if JOB_VARIABLE in os.environ else "train"
             print(f"onestage: go on with: onestage {train} resume={outcome.run_id}{changed}", file=sys.stderr)
     if config["output"] == "json":
         print(
@@ -128,6 +135,8 @@ def _parser() -> argparse.ArgumentParser:
 
     verbs.add_parser("train", help="train a detector: `onestage train --help`", add_help=False)
 
+    verbs.add_parser("sweep", help="many trainings, and the best of them: `onestage sweep --help`", add_help=False)
+
     quickstart = verbs.add_parser("quickstart", help="the whole road in five minutes, on data drawn here")
     quickstart.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for data and pictures")
     quickstart.set_defaults(run=_quickstart)
@@ -137,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add(verbs)
     cluster.add(verbs)
     doctor.add(verbs)
+    leaderboard.add(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="COCO metrics of a run on a split")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from onestage.cli.terminal import plain
@@ -12,13 +13,23 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """What stands behind a verb: so many RUNs, then settings of a training, and its ``own`` KEY=VALUE."""
+    """What stands behind a verb: names in one of the ``forms``, settings of a training, and its ``own`` KEY=VALUE."""
 
-    num_runs: int = 0
+    forms: tuple[str, ...] = ("",)
     own: tuple[str, ...] = ()
 
+    def takes(self, names: Sequence[str]) -> bool:
+        """Words in capitals stand for any; the others for themselves."""
+        forms = [form.split() for form in self.forms]
+        fitting = [form for form in forms if len(form) == len(names)]
+        return any(all(w.isupper() or w == n for w, n in zip(form, names, strict=True)) for form in fitting)
 
-VERBS: Final = {"train": Verb(), "evaluate": Verb(num_runs=1, own=("split",))}
+
+VERBS: Final = {
+    "train": Verb(),
+    "evaluate": Verb(("RUN",), own=("split",)),
+    "sweep": Verb(("", "resume NAME")),
+}
 
 
 def add(verbs: Any) -> None:
@@ -75,18 +86,20 @@ def _submit(options: argparse.Namespace) -> int:
 
     verb = VERBS[options.verb]
     settings = [one for one in options.overrides if "=" in one or one.startswith("~")]
-    runs = [one for one in options.overrides if one not in settings]
-    if len(runs) != verb.num_runs:
-        wanted = f"{verb.num_runs} RUN and then " if verb.num_runs else ""
-        raise InputError(
-            f"submit {options.verb} takes {wanted}KEY=VALUE, as trainer.max_epochs=10, not {' '.join(runs) or 'no RUN'}"
-        )
+    names = [one for one in options.overrides if one not in settings]
+    if not verb.takes(names):
+        wanted = " or ".join(f"{form} KEY=VALUE …".strip() for form in verb.forms)
+        raise InputError(f"submit {options.verb} takes {wanted}, not {' '.join(names) or 'KEY=VALUE alone'}")
     composed = [one for one in settings if one.partition("=")[0] not in verb.own]
+    if options.verb == "sweep":
+        from onestage.config.space import fixed
+
+        composed = fixed(composed)
     if not any(one.startswith("cluster=") for one in composed):
         composed.append("cluster=ray")
     config = compose("train", composed)
     jobs = _jobs(options.address or config["cluster"]["address"])
-    job = jobs.submit(options.verb, options.overrides, config=config)
+    job = jobs.submit(options.verb, settings, names=names, config=config)
     print(json.dumps({"job": job, "address": jobs.address}) if options.json else job, flush=True)
     return jobs.follow(job) if options.follow else DONE
 

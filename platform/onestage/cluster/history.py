@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypedDict
 
 from onestage.cluster.board import Start
+from onestage.cluster.storage import write_json
 
 REACHED_FILE: Final = "reached.json"
 """Beside the history: the last step that was heard of, for the next process."""
@@ -196,13 +197,7 @@ class History:
         path = self._file.with_name(REACHED_FILE)
         ago = self._kept_at - self._reached.at
         kept = {"step": self._reached.step, "images": self._reached.images, "at": self._now().timestamp() - ago}
-
-        def write() -> None:
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(kept))
-            partial.replace(path)
-
-        self._to_disk(write)
+        self._to_disk(lambda: write_json(path, kept))
 
     def _to_disk(self, write: Callable[[], None]) -> None:
         try:

@@ -1,6 +1,18 @@
-"""What crosses the wire from the driver to a worker."""
+"""What crosses the wire: a training on its way to a worker, a command on its way to a cluster."""
 
-from typing import Any, TypedDict
+from collections.abc import Mapping
+from typing import Any, Final, TypedDict
+
+JOB_VARIABLE: Final = "ONESTAGE_JOB"
+"""In the environment of a submitted job: its id."""
+
+
+HTTP: Final = ("http://", "https://")
+
+
+def is_sent(cluster: Mapping[str, Any]) -> bool:
+    """Whether ``cluster.address`` is one that commands are sent to as jobs, rather than attached to."""
+    return cluster["kind"] == "ray" and (cluster["address"] or "").startswith(HTTP)
 
 
 class Job(TypedDict):

@@ -25,10 +25,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from onestage.cluster import connection, local_cluster
+from onestage.cluster.job import HTTP, JOB_VARIABLE
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, InputError
 from onestage.tracking.redaction import redact, without_user
 
-JOB: Final = "ONESTAGE_JOB"
 """The environment variable with a job's own id, in the job."""
 STOP_S: Final = 130
 """So long a job that is stopped may take to end: its workers have 120 s to save. Ray's own is 3."""
@@ -45,7 +45,6 @@ ENDED: Final = ("succeeded", "failed", "stopped")
 IN_A_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 PATHS: Final = ("data.root", "storage", "detector.weights")
 SENT_OTHERWISE: Final = ("cluster", "cluster.address", "cluster.ship", "storage", "tracking.uri")
-HTTP: Final = ("http://", "https://")
 SHIPPED: Final = "onestage-shipped-"
 LEFT_S: Final = 3600.0
 
@@ -84,9 +83,11 @@ class Jobs:
         self._shown = redact(address)
         self._client = _client(address)
 
-    def submit(self, verb: str, words: Sequence[str], *, config: Mapping[str, Any]) -> str:
-        """Sends a job and returns its id. ``words`` are the overrides of ``config``, and before them what has no ``=``:
-        the RUN of an evaluation.
+    def submit(
+        self, verb: str, overrides: Sequence[str], *, config: Mapping[str, Any], names: Sequence[str] = ()
+    ) -> str:
+        """Sends a job and returns its id. ``overrides`` are those of ``config``; before them the verb has ``names``,
+        such as the RUN of an evaluation.
         """
         from onestage.tracking.tracker import store_uri
 
@@ -94,13 +95,13 @@ class Jobs:
             raise InputError("cluster=local: a job has a cluster around it; leave that out, or say cluster=none")
         job = f"{verb}-{datetime.now():%m%d-%H%M%S}-{secrets.token_hex(2)}"
         here = Path.cwd()
-        runs = [str(here / one) if (here / one).is_file() else one for one in words if not _is_override(one)]
-        settings = overrides_of_job([one for one in words if _is_override(one)], config, here=here)
+        runs = [str(here / one) if (here / one).is_file() else one for one in names]
+        settings = overrides_of_job(overrides, config, here=here)
         uri = store_uri(config)
         environment = _sent_along(config["cluster"], os.environ)
         environment["env_vars"] |= {
             **({"MLFLOW_TRACKING_URI": uri} if uri is not None else {}),
-            JOB: job,
+            JOB_VARIABLE: job,
             "RAY_JOB_STOP_SIGNAL": "SIGINT",  # see heed_stop
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),
         }
@@ -113,7 +114,7 @@ class Jobs:
                 metadata={
                     "onestage.user": _user(),
                     "onestage.verb": verb,
-                    "onestage.command": redact(shlex.join(["onestage", verb, *words])),
+                    "onestage.command": redact(shlex.join(["onestage", verb, *names, *overrides])),
                     "onestage.tracking": redact(uri or ""),
                 },
             )
@@ -209,10 +210,12 @@ class Jobs:
             yield
 
 
-def submit_and_follow(verb: str, overrides: Sequence[str], config: Mapping[str, Any]) -> int:
+def submit_and_follow(
+    verb: str, overrides: Sequence[str], config: Mapping[str, Any], *, names: Sequence[str] = ()
+) -> int:
     """Sends a job to ``cluster.address`` and shows what it writes, to its end; the job's exit code."""
     jobs = Jobs(address_of(config["cluster"]["address"]))
-    job = jobs.submit(verb, overrides, config=config)
+    job = jobs.submit(verb, overrides, config=config, names=names)
     print(f"job {job}", file=sys.stderr)
     return jobs.follow(job)
 
@@ -318,10 +321,6 @@ def _absolute(override: str, here: Path) -> str:
     if key.lstrip("+") not in PATHS or not value or value == "null" or "://" in value or value[0] in "/'\"":
         return override
     return f"{key}={here / value}"
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word or word.startswith("~")
 
 
 def _info(details: Any) -> JobInfo:

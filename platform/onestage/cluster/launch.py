@@ -1,27 +1,31 @@
 """From a composed config to a finished run: checks, opens the MLflow run, trains where asked, and ends the run."""
 
 import contextlib
-import json
+import math
 import os
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from onestage.cluster.history import History, Summary
-from onestage.cluster.job import Job
+from onestage.cluster.job import JOB_VARIABLE, Job
 from onestage.cluster.preflight import check, num_gpus
 from onestage.cluster.progress import ProgressBar
 from onestage.cluster.resume import resumed
-from onestage.cluster.stop import Preempted, Stop
-from onestage.cluster.storage import RunFolder, check_storage
+from onestage.cluster.stop import Ended, Preempted, Stop
+from onestage.cluster.storage import RunFolder, check_storage, write_json
+from onestage.config import merged
 from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
 
+Show = Callable[[dict[str, Any]], None]
+Run = Callable[[Job, Show, Stop], dict[str, Any]]
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How MLflow knows a run's end."""
 
@@ -55,6 +59,11 @@ class Outcome:
         return (self.reason or "").startswith("Diverged: ")
 
     @property
+    def out_of_memory(self) -> bool:
+        """Whether a smaller batch may be what it needs."""
+        return any(words in (self.reason or "") for words in ("out of memory on ", "out of GPU memory on "))
+
+    @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return self.status != "FINISHED" and any((self.folder / "checkpoints").glob("last*.ckpt"))
@@ -73,12 +82,30 @@ def launch(config: dict[str, Any]) -> Outcome:
         config = check(resumed(config, uri))
         check_storage(config["storage"])
         run_id = config["resume"]
-        _reopen_run(uri, run_id)
+        reopen_run(uri, run_id)
     else:
         config = check(config)
-        run_id = _open_run(uri, config)
+        run_id = open_run(uri, config)
+    stop = Stop()
+    with stop.signals():
+        return train(job_of(config, run_id, uri), by=by_cluster, stop=stop, shown=ProgressBar)
+
+
+def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:
+    """A training that was checked, and whose run is open."""
     folder = RunFolder(config["storage"], run_id).local
-    ending = _train(Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri))
+    return Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri)
+
+
+def train(job: Job, *, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:
+    """Trains ``by`` whoever has the workers, and ends the run in MLflow; ``shown`` opens what shows the progress."""
+    ending = _train(job, by, stop, shown)
+    while ending.out_of_memory and (config := shrunk(job["config"])) is not None:
+        size = config["data"]["batch_size"]
+        print(f"onestage: {ending.reason}; going on with data.batch_size={size} and accumulation", file=sys.stderr)
+        job = Job(**{**job, "config": config})
+        ending = _train(job, by, stop, shown)
+    uri, run_id = job["tracking_uri"], job["run_id"]
     if uri is not None:
         from onestage.tracking import runs
 
@@ -86,6 +113,26 @@ def launch(config: dict[str, Any]) -> Outcome:
         if ending.history is not None and ending.history["restarts"]:
             _log_restarts(uri, run_id, ending.history)
     return ending
+
+
+def shrunk(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The same training with half the images at once and as many a step; None where ``on_oom`` or one image forbids.
+
+    >>> config = {"on_oom": "shrink", "overrides": [], "data": {"batch_size": 5}}
+    >>> small = shrunk(config | {"cluster": {"num_workers": 2, "global_batch": None}})
+    >>> small["overrides"], small["data"]
+    (['data.batch_size=3', 'cluster.global_batch=10'], {'batch_size': 3, 'global_batch': 10})
+    """
+    data, cluster = config["data"], config["cluster"]
+    if config["on_oom"] != "shrink" or data["batch_size"] <= 1:
+        return None
+    step = cluster["global_batch"] or data["batch_size"] * cluster["num_workers"]
+    half = math.ceil(data["batch_size"] / 2)
+    return config | {
+        "data": data | {"batch_size": half, "global_batch": step},
+        "cluster": cluster | {"global_batch": step},
+        "overrides": merged(config["overrides"], [f"data.batch_size={half}", f"cluster.global_batch={step}"]),
+    }
 
 
 def _log_restarts(uri: str, run_id: str, history: Summary) -> None:
@@ -101,7 +148,7 @@ def _log_restarts(uri: str, run_id: str, history: Summary) -> None:
         runs.log_summary(uri, run_id, numbers)
 
 
-def _train(job: Job) -> Outcome:
+def _train(job: Job, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:
     """Trains, and says how it ended, whatever ended it."""
     folder = Path(job["folder"])
     status: Status = "FAILED"
@@ -110,18 +157,17 @@ def _train(job: Job) -> Outcome:
     history: History | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "config.json", job["config"])
+        write_json(folder / "config.json", job["config"])
         RunFolder(job["config"]["storage"], job["run_id"]).send(folder / "config.json")
         print(f"run {job['run_id']}", file=sys.stderr)  # what resume= asks for, should the machine die
-        stop = Stop()
-        with stop.signals(), ProgressBar() as bar:
+        with shown() as bar:
             history = History(folder / "history.jsonl", say=lambda text: bar({"note": text}))
 
             def hear(message: dict[str, Any]) -> None:
                 history.hear(message)
                 bar(message)
 
-            result = _run(job, hear, stop)
+            result = by(job, hear, stop)
         status, code = "FINISHED", DONE
     except InputError as error:
         code, reason = WRONG_INPUT, str(error)
@@ -129,6 +175,8 @@ def _train(job: Job) -> Outcome:
         status, code, reason = "KILLED", INTERRUPTED, "interrupted from the keyboard"
     except Preempted:
         status, code, reason = "KILLED", PREEMPTED, "preempted (SIGTERM)"
+    except Ended:
+        status, code, reason = "KILLED", INTERRUPTED, "ended by the sweep"
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[-1]}"
         with contextlib.suppress(OSError):  # a full disk may be what ended it
@@ -149,7 +197,8 @@ def _train(job: Job) -> Outcome:
     )
 
 
-def _open_run(uri: str | None, config: dict[str, Any]) -> str:
+def open_run(uri: str | None, config: dict[str, Any], *, name: str | None = None, tags: Mapping[str, str] = {}) -> str:
+    """Opens a new training's run and returns its id. Raises InputError where the store or the storage is no use."""
     if uri is None:
         check_storage(config["storage"])
         return uuid.uuid4().hex
@@ -158,21 +207,25 @@ def _open_run(uri: str | None, config: dict[str, Any]) -> str:
     runs.check(uri)
     check_storage(config["storage"])
     runs.mark_dead(uri, config["tracking"]["experiment"])
-    tags = {"command": " ".join(sys.argv)}
-    if "ONESTAGE_JOB" in os.environ:  # set where a job was submitted
-        tags["onestage.job"] = os.environ["ONESTAGE_JOB"]
-    return runs.open_run(uri, config["tracking"]["experiment"], name=run_name(config), tags=tags)
+    tags = {"command": " ".join(sys.argv), **tags}
+    if JOB_VARIABLE in os.environ:
+        tags[runs.JOB_TAG] = os.environ[JOB_VARIABLE]
+    return runs.open_run(uri, config["tracking"]["experiment"], name=name or run_name(config), tags=tags)
 
 
 def run_name(config: dict[str, Any]) -> str:
-    """The config's own, or the detector or else the experiment that was chosen, with the time."""
-    chosen = dict(override.split("=", 1) for override in config["overrides"] if "=" in override)
-    choices = [chosen[key] for key in ("detector", "experiment") if chosen.get(key, "null") != "null"]
-    choice = choices[0] if choices else "yolov3_tiny"
-    return config["name"] or f"{choice} {datetime.now():%m-%d %H:%M}"
+    """The config's own, or what was chosen with the time."""
+    return config["name"] or f"{chosen(config)} {datetime.now():%m-%d %H:%M}"
 
 
-def _reopen_run(uri: str | None, run_id: str) -> None:
+def chosen(config: Mapping[str, Any]) -> str:
+    """The detector or else the experiment that the overrides name."""
+    given = dict(override.split("=", 1) for override in config["overrides"] if "=" in override)
+    choices = [given[key] for key in ("detector", "experiment") if given.get(key, "null") != "null"]
+    return choices[0] if choices else "yolov3_tiny"
+
+
+def reopen_run(uri: str | None, run_id: str) -> None:
     """Where the server is away the training goes on all the same; what it logs waits on disk."""
     if uri is None:
         return
@@ -187,7 +240,7 @@ def _reopen_run(uri: str | None, run_id: str) -> None:
         print(f"onestage: MLflow is away ({first}); going on, and sending what is logged later", file=sys.stderr)
 
 
-def _run(job: Job, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict[str, Any]:
+def by_cluster(job: Job, show: Show, stop: Stop) -> dict[str, Any]:
     kind = job["config"]["cluster"]["kind"]
     if kind == "none":
         from onestage.cluster import in_process
@@ -203,9 +256,3 @@ def _run(job: Job, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict[s
     if workers > num_cores():
         print(f"onestage: {workers} workers share {num_cores()} cores: fewer would be faster", file=sys.stderr)
     return ray_train.on_this_machine(job, cores=max(num_cores(), workers), gpus=num_gpus(), show=show, stop=stop)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)

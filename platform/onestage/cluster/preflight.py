@@ -20,7 +20,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
     Raises InputError for what a person should know before a run is opened.
     """
-    config = json.loads(json.dumps(config))
+    config = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("sweep", "budget")}))
     data, cluster = config["data"], config["cluster"]
     if data["root"] is None:
         raise InputError("data.root is not set: name a dataset folder, as data.root=shards/bccd")
@@ -76,6 +76,8 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
     steps = config["trainer"]["max_steps"]
     if steps != -1 and steps < 1:
         raise InputError(f"trainer.max_steps must be at least 1, or -1 for no limit, got {steps}")
+    if config["on_oom"] not in ("fail", "shrink"):
+        raise InputError(f"on_oom must be fail or shrink, got {config['on_oom']!r}")
     if config["output"] not in ("text", "json"):
         raise InputError(f"output must be text or json, got {config['output']!r}")
     if cluster["kind"] != "ray":  # what a cluster has, it is asked itself

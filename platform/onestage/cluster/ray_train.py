@@ -53,7 +53,7 @@ def on_this_machine(job: Job, *, cores: int, gpus: int, show: Show, stop: Stop) 
 
     ``show`` gets the training's progress. Raises what ended the training.
     """
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{job['config']['cluster']['start_timeout_s']:g}")
+    _limit_start(job)
     with connection.local(cores=cores, gpus=gpus):
         return _train(job, show=show, stop=stop)
 
@@ -61,12 +61,29 @@ def on_this_machine(job: Job, *, cores: int, gpus: int, show: Show, stop: Stop) 
 def on_cluster(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
     """The same, attached to the cluster at ``cluster.address``."""
     cluster = job["config"]["cluster"]
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{cluster['start_timeout_s']:g}")
+    _limit_start(job)
     with connection.attached(cluster, wait_s=cluster["wait"] * 60, say=lambda text: show({"waiting": text})):
-        if cluster["gpus_per_worker"] is None:
-            gpus = sum(node.total.get("GPU", 0.0) for node in connection.nodes())
-            cluster["gpus_per_worker"] = 1.0 if gpus >= cluster["num_workers"] else 0.0
+        share_gpus(cluster)
         return _train(job, show=show, stop=stop)
+
+
+def share_gpus(cluster: dict[str, Any]) -> None:
+    """One for each worker, where nobody has said how many and the cluster of this process has so many."""
+    if cluster["gpus_per_worker"] is None:
+        gpus = sum(node.total.get("GPU", 0.0) for node in connection.nodes())
+        cluster["gpus_per_worker"] = 1.0 if gpus >= cluster["num_workers"] else 0.0
+
+
+def _limit_start(job: Job) -> None:
+    seconds = job["config"]["cluster"]["start_timeout_s"]
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{seconds:g}")
+
+
+def on_this_cluster(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
+    """The same in a process that Ray itself has started, on the cluster that it belongs to."""
+    connection.quiet()
+    _limit_start(job)
+    return _train(job, show=show, stop=stop)
 
 
 def _train(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:

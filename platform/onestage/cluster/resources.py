@@ -33,6 +33,15 @@ def num_fitting(nodes: Iterable[Node], worker: Resources, *, empty: bool = False
     return sum(min(int(have.get(name, 0.0) / need + 1e-9) for name, need in worker.items() if need) for have in held)
 
 
+def counted_gpus(cluster: Mapping[str, Any]) -> float:
+    """The GPUs that GPU-hours count for a training; a worker without one counts as one.
+
+    >>> counted_gpus({"num_workers": 4, "gpus_per_worker": 0.0})
+    4.0
+    """
+    return float(cluster["num_workers"] * max(cluster["gpus_per_worker"] or 0, 1))
+
+
 def of_worker(cluster: Mapping[str, Any]) -> dict[str, float]:
     """What Ray sets aside for one worker."""
     gpus = cluster["gpus_per_worker"]

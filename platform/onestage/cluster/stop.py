@@ -9,11 +9,22 @@ from typing import Final, Literal
 ECHO_S: Final = 2.0
 POLL_S: Final = 0.25
 
-Why = Literal["interrupted", "preempted"]
+Why = Literal["interrupted", "preempted", "ended"]
 
 
 class Preempted(BaseException):
     """SIGTERM: the machine is wanted back."""
+
+
+class Ended(BaseException):
+    """The sweep has no more use for this trial."""
+
+
+RAISES: Final[dict[Why, type[BaseException]]] = {
+    "interrupted": KeyboardInterrupt,
+    "preempted": Preempted,
+    "ended": Ended,
+}
 
 
 class Stop:
@@ -40,7 +51,8 @@ class Stop:
 
     def raise_asked(self) -> None:
         """End here and now, as was asked."""
-        raise KeyboardInterrupt if self.asked == "interrupted" else Preempted
+        assert self.asked is not None
+        raise RAISES[self.asked]
 
     def sleep(self, seconds: float) -> None:
         """Waits so long; raises as ``raise_asked`` does once somebody asks."""

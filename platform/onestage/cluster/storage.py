@@ -4,6 +4,7 @@ Credentials come from the environment alone, and no message shows those of an ad
 """
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -22,6 +23,13 @@ CHECK_S: Final = 60.0
 """So long a storage may take for a few bytes."""
 
 Say = Callable[[str], None]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all. Raises OSError."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)
 
 
 class RunFolder:

@@ -39,7 +39,7 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             plain = _to_plain(hydra_compose(name, groups))
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_first_lines(error)) from error
+            raise InputError(first_lines(error)) from error
         known = dict(_leaves(plain))
         for override, (key, _) in zip(overrides, pairs, strict=True):
             if override not in groups and not key.startswith(("extra", "hydra")) and not _has(plain, key):
@@ -47,7 +47,7 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         try:
             config = _to_plain(hydra_compose(name, list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_first_lines(error)) from error
+            raise InputError(first_lines(error)) from error
     _check_types(plain, config)
     return _finish(config, overrides)
 
@@ -146,7 +146,7 @@ def _check_types(default: Any, given: Any, key: str = "") -> None:
         raise InputError(f"{key} must be {kinds[wanted]}, got {given!r}")
 
 
-def _first_lines(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
     """An error of Hydra or OmegaConf, and its cause, in one line."""
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

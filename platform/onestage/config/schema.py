@@ -86,6 +86,40 @@ class Tracking:
 
 
 @dataclass
+class Asha:
+    grace_epochs: int = MISSING
+    reduction: float = MISSING
+
+
+@dataclass
+class Pbt:
+    every_epochs: int = MISSING
+    quantile: float = MISSING
+
+
+@dataclass
+class Sweep:
+    name: str | None = None
+    search: str | None = None
+    scheduler: str = MISSING
+    metric: str = MISSING
+    direction: str = MISSING
+    asha: Asha = field(default_factory=Asha)
+    pbt: Pbt = field(default_factory=Pbt)
+    max_concurrent: int | None = None
+    retries: int = MISSING
+    champion: str | None = None
+    search_space: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Budget:
+    trials: int | None = None
+    hours: float | None = None
+    gpu_hours: float | None = None
+
+
+@dataclass
 class Train:
     seed: int = MISSING
     name: str | None = None
@@ -101,6 +135,9 @@ class Train:
     cluster: Cluster = field(default_factory=Cluster)
     tracking: Tracking = field(default_factory=Tracking)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    sweep: Sweep = field(default_factory=Sweep)
+    budget: Budget = field(default_factory=Budget)
+    on_oom: str = MISSING
     experiment: Any = None
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from onestage.tracking.client import SQLITE, client
 from onestage.tracking.redaction import without_user
+from onestage.tracking.runs import JOB_TAG
 
-JOB_TAG: Final = "onestage.job"
 LIMIT_S: Final = 12.0
 """The import of MLflow takes 5 s of them."""
 NEWEST: Final = 1000

@@ -25,6 +25,7 @@ __all__ = [
     "check",
     "download",
     "download_model",
+    "end_if_running",
     "end_run",
     "find_run",
     "last_unfinished",
@@ -33,10 +34,17 @@ __all__ = [
     "mark_dead",
     "open_run",
     "reopen_run",
+    "tell",
     "tracking_uri",
 ]
 
 REASON_TAG: Final = "onestage.reason"
+SWEEP_TAG: Final = "onestage.sweep"
+TRIAL_TAG: Final = "onestage.trial"
+POINT_TAG: Final = "onestage.point"
+STATE_TAG: Final = "onestage.state"
+SCORE_TAG: Final = "onestage.score"
+JOB_TAG: Final = "onestage.job"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 _REGISTERED: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
@@ -69,7 +77,8 @@ def reopen_run(uri: str, run_id: str) -> None:
 
     Raises InputError, with the nearest ids, when there is no such run.
     """
-    _get(uri, run_id)
+    if REASON_TAG in _get(uri, run_id).data.tags:
+        client(uri).delete_tag(run_id, REASON_TAG)  # of an end that is none any more
     for key, value in process_tags().items():
         client(uri).set_tag(run_id, key, value)
     client(uri).update_run(run_id, status="RUNNING")
@@ -86,12 +95,34 @@ def end_run(uri: str, run_id: str, status: Ending, reason: str | None = None) ->
     return True
 
 
+def end_if_running(uri: str, run_id: str, reason: str) -> bool:
+    """Sets a run to KILLED whose process is known to be gone; whether it was RUNNING. Never raises."""
+    try:
+        running = client(uri).get_run(run_id).info.status == "RUNNING"
+    except Exception:
+        return False
+    return running and end_run(uri, run_id, "KILLED", reason)
+
+
+def tell(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
+    """Tags on a run of whatever process. False when the store could not be told; never raises."""
+    try:
+        for key, value in tags.items():
+            client(uri).set_tag(run_id, key, redact(value))
+    except Exception:
+        return False
+    return True
+
+
 def last_unfinished(uri: str, experiment: str) -> str | None:
     """The newest run of the experiment that is RUNNING, FAILED or KILLED; None without one.
 
-    A run that another process on this host is busy with is passed over: two trainings must not share one.
+    A run that another process on this host is busy with is passed over: two trainings must not share one. So are
+    sweeps and their trials, which are gone on with as a whole.
     """
     for run in _runs(uri, experiment, "attributes.status != 'FINISHED'"):
+        if SWEEP_TAG in run.data.tags:
+            continue
         busy = run.info.status == "RUNNING" and is_alive(run.data.tags)
         if not busy or run.data.tags.get(PID_TAG) == str(os.getpid()):
             return str(run.info.run_id)

@@ -1,0 +1,94 @@
+"""What a sweep leaves on disk, in STORAGE/sweeps/NAME: how it was called, and of each trial how it stands.
+
+Beside that lies the sweeper's own journal, `trials.jsonl`.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from onestage.cluster.resources import counted_gpus
+from onestage.cluster.storage import write_json
+from onestage.data.store import is_address
+from onestage.errors import InputError
+
+SETUP: Final = "sweep.json"
+STATE: Final = "state.json"
+ROOT: Final = "sweeps"
+
+
+def folder_of(storage: str, name: str) -> Path:
+    """Where sweep ``name`` has its folder: beside the runs, or here where those are at an address."""
+    return (Path(ROOT) if is_address(storage) else Path(storage) / ROOT) / name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A sweep as it was started; plain data, for its trials and for whoever goes on with it.
+
+    ``cluster`` is the config's, with each worker's share worked out; ``parent`` the sweep's own run in MLflow.
+    """
+
+    name: str
+    overrides: list[str]
+    metric: str
+    maximize: bool
+    cluster: dict[str, Any]
+    tracking_uri: str | None
+    parent: str | None
+    started: float = field(default_factory=time.time)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SETUP, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Raises InputError where there is no sweep."""
+        file = folder / SETUP
+        if not file.is_file():
+            others = sorted(path.parent.name for path in folder.parent.glob(f"*/{SETUP}"))
+            there = f"there are {', '.join(others)}" if others else "there is none"
+            raise InputError(f"no sweep {folder.name!r} in {folder.parent}: {there}; storage=… names another place")
+        return cls(**json.loads(file.read_text()))
+
+    @property
+    def sign(self) -> int:
+        """What makes a better score the larger one."""
+        return 1 if self.maximize else -1
+
+    @property
+    def gpus_of_trial(self) -> float:
+        """What an hour of a trial costs in GPU-hours."""
+        return counted_gpus(self.cluster)
+
+
+@dataclass(kw_only=True)
+class State:
+    """How a trial stands, as its own process last said; None for what is not known yet."""
+
+    run_id: str | None = None
+    doing: str = "starting"
+    epoch: int = 0  # validated
+    reported: int = 0  # that the search has heard of
+    num_epochs: int | None = None
+    step: int = 0
+    num_steps: int | None = None
+    loss: float | None = None
+    score: float | None = None  # the best so far
+    metrics: dict[str, float] = field(default_factory=dict)  # where the score was best
+    outcome: dict[str, float] = field(default_factory=dict)  # of a training that ended
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / STATE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """As it was when nothing can be read."""
+        try:
+            return cls(**json.loads((folder / STATE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return cls()

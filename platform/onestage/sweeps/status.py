@@ -1,0 +1,95 @@
+"""How a sweep stands, seen from outside of it; and what a crash left untrue in MLflow, made true."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onestage.sweeps.folder import SETUP, Setup, State, folder_of
+from onestage.sweeps.watch import mark, overview
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """``state``: running, ended, or died, which ``onestage sweep resume`` goes on with; ``trials`` by their states."""
+
+    name: str
+    state: str
+    trials: dict[str, int]
+    best: float | None
+    metric: str
+    mended: list[str]  # run ids whose state in MLflow was made true
+
+
+def all_of(storage: str) -> list[Status]:
+    """The sweeps of a storage, the newest first."""
+    found = [(file.parent, Setup.load(file.parent)) for file in folder_of(storage, "x").parent.glob(f"*/{SETUP}")]
+    found.sort(key=lambda one: one[1].started, reverse=True)
+    return [_status(folder, setup, []) for folder, setup in found]
+
+
+def mended(name: str, storage: str) -> Status:
+    """One sweep; where nobody is at work on it any more, its runs are RUNNING no longer. Raises InputError."""
+    from hydra_plugins.ray_tune_sweeper._journal import Journal
+
+    folder = folder_of(storage, name)
+    setup = Setup.load(folder)
+    journal = Journal.read(folder)
+    made_true: list[str] = []
+    if setup.tracking_uri is not None and not journal.at_work:
+        from onestage.tracking import runs
+
+        for trial in journal.trials.values():
+            state = State.load(folder / str(trial.number))
+            if state.run_id is None:
+                continue
+            mark(setup, trial, state)
+            if runs.end_if_running(setup.tracking_uri, state.run_id, "its sweep ended without a word"):
+                made_true.append(state.run_id)
+        if setup.parent and runs.end_if_running(setup.tracking_uri, setup.parent, "it ended without a word"):
+            made_true.append(setup.parent)
+    return _status(folder, setup, made_true)
+
+
+def _status(folder: Path, setup: Setup, made_true: list[str]) -> Status:
+    from hydra_plugins.ray_tune_sweeper._journal import Journal
+
+    journal = Journal.read(folder)
+    states = [trial.state for trial in journal.trials.values()]
+    best = journal.best(setup.sign)
+    ended = f"ended ({journal.ended_because})" if journal.ended_because else "died"
+    return Status(
+        name=setup.name,
+        state="running" if journal.at_work else ended,
+        trials={state: states.count(state) for state in dict.fromkeys(states)},
+        best=best.value if best else None,
+        metric=setup.metric,
+        mended=made_true,
+    )
+
+
+def show(found: Status, storage: str) -> None:
+    """Its trials, and what to do next."""
+    from hydra_plugins.ray_tune_sweeper._journal import Journal
+
+    folder = folder_of(storage, found.name)
+    console = Console()
+    console.print(overview(folder, Setup.load(folder), Journal.read(folder)))
+    console.print(f"{found.state}, in {folder}", highlight=False, soft_wrap=True)
+    if found.mended:
+        console.print(f"{len(found.mended)} runs in MLflow were still RUNNING: now they are KILLED", highlight=False)
+    if found.state != "running" and found.state != "ended (all)":
+        console.print(f"go on with: onestage sweep resume {found.name}", highlight=False)
+
+
+def show_all(listed: list[Status], storage: str) -> None:
+    """One line a sweep."""
+    if not listed:
+        print(f"no sweep in {folder_of(storage, 'x').parent}")
+        return
+    table = Table("sweep", "state", "trials", "best")
+    for one in listed:
+        trials = ", ".join(f"{count} {state}" for state, count in one.trials.items())
+        table.add_row(one.name, one.state, trials, f"{one.metric} {one.best:.4f}" if one.best is not None else "")
+    Console().print(table)

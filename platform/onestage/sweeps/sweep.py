@@ -1,0 +1,156 @@
+"""A sweep from its command line to its leaderboard."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from onestage.cluster import connection, launch, resources
+from onestage.cluster.preflight import num_gpus
+from onestage.cluster.ray_train import share_gpus
+from onestage.cluster.storage import check_storage
+from onestage.config import merged
+from onestage.config.app import multirun
+from onestage.data.threads import num_cores
+from onestage.errors import DONE, FAILED, INTERRUPTED, OUT_OF_BUDGET, PREEMPTED, InputError
+from onestage.sweeps import trial
+from onestage.sweeps.conclusion import Conclusion, conclude
+from onestage.sweeps.folder import SETUP, Setup, folder_of
+from onestage.sweeps.plan import Plan, plan, side_by_side
+from onestage.sweeps.watch import Watch
+from onestage.tracking.runs import SWEEP_TAG
+from onestage.tracking.tracker import store_uri
+
+SHARE_OF_NODE: Final = 0.0001
+"""Of the resource that this machine alone has: the trials' own processes lie beside the driver, with their files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a sweep ended; ``conclusion`` is there where it came that far."""
+
+    name: str
+    folder: Path
+    exit_code: int
+    ended: str  # all, hours, gpu_hours, interrupted, preempted
+    conclusion: Conclusion
+
+
+def start(overrides: Sequence[str]) -> Outcome:
+    """Runs a sweep. Raises InputError before anything starts for what can be known to be wrong by then."""
+    made = plan(overrides)
+    name = made.settings["name"] or f"{datetime.now():%m%d-%H%M%S}"
+    folder = folder_of(made.config["storage"], name)
+    if (folder / SETUP).exists():
+        raise InputError(
+            f"there is a sweep {name} in {folder.parent}: onestage sweep resume {name}, or another sweep.name"
+        )
+    return _run(made, name, folder, before=None)
+
+
+def resume(name: str, overrides: Sequence[str], *, storage: str) -> Outcome:
+    """Goes on with a sweep that was cut: finished trials stay, those under way go on from their checkpoints."""
+    folder = folder_of(storage, name)
+    before = Setup.load(folder)
+    return _run(plan(merged(before.overrides, overrides)), name, folder, before=before)
+
+
+def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcome:
+    from hydra_plugins.ray_tune_sweeper._journal import Journal
+
+    if Journal.read(folder).at_work:
+        raise InputError(f"sweep {name} is at work: onestage sweep status {name} shows it")
+    uri = store_uri(made.config)
+    check_storage(made.config["storage"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with _ray(made.config["cluster"]):
+        cluster = made.config["cluster"]
+        own = _fixed_settings(made, name, folder, resumed=before is not None)
+        parent = before.parent if before else None
+        if parent is not None:
+            launch.reopen_run(uri, parent)
+        elif uri is not None:
+            tags = {SWEEP_TAG: name, "onestage.folder": str(folder)}
+            parent = launch.open_run(uri, made.config, name=name, tags=tags)
+        setup = Setup(
+            name=name,
+            overrides=made.overrides,
+            metric=made.settings["metric"],
+            maximize=made.settings["direction"] == "maximize",
+            cluster=cluster,
+            tracking_uri=uri,
+            parent=parent,
+            **({"started": before.started} if before else {}),
+        )
+        setup.save(folder)
+        ended, code = "all", FAILED
+        watch = Watch(folder, setup, made)
+        try:
+            with watch:
+                multirun("train", [*made.overrides, *own], trial.run)
+                ended = watch.ended_because()
+                code = {"all": DONE, "hours": OUT_OF_BUDGET, "trial_hours": OUT_OF_BUDGET}.get(ended, FAILED)
+        except KeyboardInterrupt:
+            ended, code = "interrupted", INTERRUPTED
+        except SystemExit:  # what the sweeper makes of SIGTERM
+            ended, code = "preempted", PREEMPTED
+        except BaseException as error:
+            watch.end(FAILED, f"{type(error).__name__}: {error}")
+            raise
+    conclusion = conclude(folder, setup, made)
+    watch.end(code, None if code == DONE else ended)
+    shutil.rmtree(folder / ".tune", ignore_errors=True)
+    return Outcome(
+        name=name,
+        folder=folder,
+        exit_code=code,
+        ended="gpu_hours" if ended == "trial_hours" else ended,
+        conclusion=conclusion,
+    )
+
+
+def _fixed_settings(made: Plan, name: str, folder: Path, *, resumed: bool) -> list[str]:
+    """The sweeper's settings that nobody chooses. Raises InputError where a trial is larger than the cluster."""
+    import ray
+
+    cluster, budget = made.config["cluster"], made.budget
+    share_gpus(cluster)
+    side_by_side(cluster, connection.nodes())
+    workers = [resources.of_worker(cluster)] * (cluster["min_workers"] or cluster["num_workers"])
+    here = f"node:{ray.util.get_node_ip_address()}"
+    own = {"CPU": 0, "memory": 1, here.replace(":", r"\:"): SHARE_OF_NODE}  # Tune wants some resource, however little
+    bundles = ["{" + ",".join(f"{key}:{value}" for key, value in one.items()) + "}" for one in [own, *workers]]
+    return [
+        f"sweep.name={name}",
+        f"hydra.sweep.dir='{folder.absolute()}'",
+        f"hydra.sweeper.bundles=[{','.join(bundles)}]",
+        f"hydra.sweeper.wait_s={cluster['wait'] * 60:g}",
+        f"hydra.sweeper.resume={str(resumed).lower()}",
+        *(
+            [f"hydra.sweeper.trial_hours={budget['gpu_hours'] / resources.counted_gpus(cluster)}"]
+            if budget["gpu_hours"]
+            else []
+        ),
+    ]
+
+
+@contextmanager
+def _ray(cluster: dict[str, Any]) -> Iterator[None]:
+    """The cluster that the config names: a Ray of this machine that ends with the sweep, or one that is there."""
+
+    def say(text: str) -> None:
+        print(f"onestage: {text}", file=sys.stderr)
+
+    if cluster["kind"] == "ray":
+        with connection.attached(cluster, wait_s=cluster["wait"] * 60, say=say):
+            yield
+    else:
+        # Each trial is some processes, and Ray would say on stdout that they are many.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")
+        with connection.local(cores=max(num_cores(), cluster["num_workers"]), gpus=num_gpus()):
+            yield
