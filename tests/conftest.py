@@ -22,6 +22,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder: 24 scenes of digits to train on, 5 to validate, 4 to test."""
+    from onestage.data.scenes import draw
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    draw(folder, seed=1, num_train=24, num_val=5, num_test=4, size=96)
+    return folder
+
+
 def _module(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

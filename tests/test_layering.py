@@ -24,15 +24,22 @@ class Room(NamedTuple):
 
 # From the command line down to the plain values. The standard library is free to all.
 ROOMS = {
-    "cli": Room("errors", "rich", lazily="bench cluster config data evaluation export fitting quickstart replay"),
+    "cli": Room(
+        "errors", "rich", lazily="bench cluster config data evaluation export fitting quickstart replay sweeps tracking"
+    ),
     "quickstart": Room("errors", "rich", lazily="cluster config data evaluation tracking"),
     "evaluation": Room(
         "config data drawing errors inference metrics training types", "cv2 numpy rich torch", lazily="tracking"
     ),
     "bench": Room(
-        "cluster config data errors training types",
-        "PIL cv2 numpy psutil pytorch_lightning rich simplejpeg torch torchvision webdataset",
+        "cluster config data errors sweeps training types",
+        "PIL cv2 hydra_plugins numpy psutil pytorch_lightning rich simplejpeg torch torchvision webdataset",
         lazily="evaluation",
+    ),
+    "sweeps": Room(
+        "cluster config data errors tracking training",
+        "hydra_plugins matplotlib numpy optuna ray rich",
+        lazily="evaluation metrics",
     ),
     "export": Room("config errors inference weights", lazily="tracking"),
     "replay": Room("config training types", "torch"),
@@ -46,7 +53,7 @@ ROOMS = {
         "boxes config data detectors errors training types", "numpy safetensors torch", lazily="tracking"
     ),
     "fitting": Room("anchors config data errors", "matplotlib rich torch yaml"),
-    "config": Room("errors", "hydra omegaconf"),
+    "config": Room("errors", "hydra hydra_plugins omegaconf"),
     "training": Room("drawing errors types", "numpy pytorch_lightning safetensors torch"),
     "data": Room(
         "drawing errors types",
@@ -68,7 +75,7 @@ ROOMS = {
 
 # Libraries with a room of their own: the rest of the package would run without them, or with another.
 AT_HOME = {
-    "ray": "cluster",
+    "ray": "cluster sweeps",
     "mlflow": "tracking",
     "hydra": "config",
     "omegaconf": "config",

@@ -19,16 +19,6 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder: 24 scenes of digits to train on, 5 to validate, 4 to test."""
-    from onestage.data.scenes import draw
-
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    draw(folder, seed=1, num_train=24, num_val=5, num_test=4, size=96)
-    return folder
-
-
 @pytest.fixture
 def onestage(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts `onestage …` in a folder of the test's own, with its own tracking store there."""

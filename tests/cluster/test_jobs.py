@@ -214,7 +214,7 @@ def test_goes_on_without_its_follower_and_after_a_stop(user: User, digits: Path)
     lines = wait_for("epoch", follower)
     job, run = lines[0].strip(), run_of("".join(lines))
     follower.send_signal(signal.SIGINT)
-    error = follower.communicate(timeout=30)[1]
+    error = follower.communicate(timeout=90)[1]
     assert follower.returncode == 130
     again = error.partition("Follow it again: onestage ")[2].partition(";")[0].split()
     assert again == ["logs", "-f", job, "--address", user.cluster.dashboard]
@@ -222,7 +222,7 @@ def test_goes_on_without_its_follower_and_after_a_stop(user: User, digits: Path)
     wait_for("epoch", second)
 
     assert user.json("stop", job)["state"] == "stopped"
-    log, error = second.communicate(timeout=30)
+    log, error = second.communicate(timeout=90)
     assert second.returncode == 75 and f"job {job} stopped" in error
     assert f"go on with: onestage submit train resume={run}" in log
     events = [json.loads(line) for line in (user.folder / "runs" / run / "history.jsonl").read_text().splitlines()]

@@ -11,8 +11,9 @@ from onestage.cluster import jobs
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["train", "digits"], "submit train takes KEY=VALUE, as trainer.max_epochs=10, not digits"),
-        (["evaluate", "split=test"], "submit evaluate takes 1 RUN and then KEY=VALUE"),
+        (["train", "digits"], "submit train takes KEY=VALUE …, not digits"),
+        (["evaluate", "split=test"], "submit evaluate takes RUN KEY=VALUE …, not KEY=VALUE alone"),
+        (["sweep", "resume"], "submit sweep takes KEY=VALUE … or resume NAME KEY=VALUE …, not resume"),
         (["train", "trainer.max_epoch=1"], "the nearest is 'trainer.max_epochs'"),
         (["train", "cluster=local", "--address", "http://127.0.0.1:9"], "no Ray dashboard at http://127.0.0.1:9"),
     ],
