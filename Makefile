@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Tests that only compute, two at a time; the others start clusters, and some look at the clock.
+COMPUTING := tests/contract tests/detectors tests/weights tests/nn tests/anchors tests/data tests/test_fitting.py
+
 .PHONY: setup quickstart test test-all test-cluster check format constraints clean
 
 setup: $(READY)
@@ -24,10 +27,11 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m 'not slow and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not cluster'
 
 test-all: setup
-	$(BIN)/pytest -m 'slow and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow $(COMPUTING)
+	$(BIN)/pytest -m 'slow and not cluster' $(COMPUTING:%=--ignore=%)
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster
