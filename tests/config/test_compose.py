@@ -28,6 +28,8 @@ def test_data_follows_the_detectors_input_size() -> None:
         ("detector.widht=0.5", "no config key 'detector.widht'; the nearest is 'detector.width'"),
         ("optimzer.lr=0.1", "the nearest is 'optimizer.lr'"),
         ("lr=0.1", "the nearest is 'optimizer.lr'"),
+        ("augment.mosaic.probability=0.5", "no config key 'augment.mosaic.probability'; augment=full or yolov4 has it"),
+        ("augment.flip=0.5", "augment.flip=0.5: augment.flip has settings of its own: augment.flip.p"),
         ("detector=yolo9", "no detector 'yolo9'; there are: retinanet_r101"),
         ("detector.width=wide", "detector.width must be a number, got 'wide'"),
         ("detector.input_size=416", "detector.input_size must be a list, got 416"),

@@ -3,13 +3,15 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from hydra_plugins.ray_tune_sweeper._journal import Journal
 from onestage.sweeps.folder import Setup, State
-from onestage.sweeps.watch import entries, overview
+from onestage.sweeps.plan import Plan
+from onestage.sweeps.watch import Watch, entries, overview
 
 Make = Callable[..., Path]
 
@@ -70,3 +72,18 @@ def test_what_was_cut_is_neither_done_nor_lost(sweep_folder: Make) -> None:
     folder = sweep_folder({0: ("unfinished", 0.2)})
     (found,) = entries(folder, Setup.load(folder), dataset_hash=None)
     assert (found.state, found.status, found.score) == ("cut", "KILLED", 0.2)
+
+
+def test_what_a_trial_waits_for_is_said_once_each_time(sweep_folder: Make) -> None:
+    folder = sweep_folder({0: ("unfinished", None)})
+    watch = Watch(folder, Setup.load(folder), cast(Plan, None))
+    watch.console = Console(width=120, file=io.StringIO())
+
+    def look(doing: str) -> None:
+        State(doing=doing).save(folder / "0")
+        watch._look()
+
+    for doing in ("waiting: 2 GPU asked, 9 s", "waiting: 2 GPU asked, 8 s", "training", "waiting: 2 GPU asked, 9 s"):
+        look(doing)
+    assert isinstance(watch.console.file, io.StringIO)
+    assert watch.console.file.getvalue().splitlines() == ["#0 waiting: 2 GPU asked, 9 s"] * 2

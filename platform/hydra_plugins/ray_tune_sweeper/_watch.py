@@ -94,7 +94,7 @@ class Recorder(Callback):
             free = _cluster.named(ray.available_resources())
             asked = " and ".join(map(_cluster.named, self.sweep.settings.bundles))
             waited, limit = now - self.idle_since, self.sweep.settings.wait_s
-            log.info(f"waiting for {asked} for a trial, {waited:.0f} s of {limit:.0f} s; free: {free}")
+            log.warning(f"waiting for {asked} for a trial, {waited:.0f} s of {limit:.0f} s; free: {free}")
             if waited > limit:
                 self.stop.reason = f"no room for a trial for {waited:.0f} s: free what others take, or raise wait_s"
 

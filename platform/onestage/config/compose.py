@@ -41,9 +41,14 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(first_lines(error)) from error
         known = dict(_leaves(plain))
-        for override, (key, _) in zip(overrides, pairs, strict=True):
-            if override not in groups and not key.startswith(("extra", "hydra")) and not _has(plain, key):
+        for override, (key, value) in zip(overrides, pairs, strict=True):
+            if override in groups or key.startswith(("extra", "hydra")):
+                continue
+            if not _has(plain, key):
                 raise InputError(f"no config key {key!r}{_nearest(key, known)}")
+            own = [name for name in known if name.startswith(f"{key}.") and not name.endswith("_target_")]
+            if own and not override.startswith("~") and value != "null" and not value.startswith(("{", "$")):
+                raise InputError(f"{override}: {key} has settings of its own: {', '.join(own)}")
         try:
             config = _to_plain(hydra_compose(name, list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
@@ -116,6 +121,13 @@ def _has(node: Any, key: str) -> bool:
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    group, _, name = key.partition(".")
+    part = name.split(".")[0]
+    elsewhere = [one for one in options(group) if part and part in OmegaConf.load(CONF / group / f"{one}.yaml")]
+    if elsewhere:
+        return f"; {group}={' or '.join(elsewhere)} has it"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:
         last = key.rpartition(".")[2]

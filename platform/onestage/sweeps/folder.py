@@ -17,6 +17,7 @@ from onestage.errors import InputError
 SETUP: Final = "sweep.json"
 STATE: Final = "state.json"
 ROOT: Final = "sweeps"
+WAITING: Final = "waiting"  # what a trial is doing, before what it waits for
 
 
 def folder_of(storage: str, name: str) -> Path:

@@ -19,7 +19,7 @@ from onestage.cluster.preflight import check
 from onestage.cluster.stop import Stop
 from onestage.cluster.storage import RunFolder
 from onestage.errors import InputError
-from onestage.sweeps.folder import Setup, State
+from onestage.sweeps.folder import WAITING, Setup, State
 from onestage.tracking import runs
 from onestage.training.checkpoint_files import LAST
 
@@ -85,7 +85,7 @@ class Report:
     def __call__(self, message: dict[str, Any]) -> None:
         state = self.state
         if "waiting" in message:
-            state.doing = f"waiting: {message['waiting']}"
+            state.doing = f"{WAITING}: {message['waiting']}"
         elif "lost" in message:
             state.doing = f"starting again: {message['lost']}"
         elif "step" in message:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from onestage.cluster.launch import chosen
 from onestage.errors import DONE, FAILED, OUT_OF_BUDGET, WRONG_INPUT
-from onestage.sweeps.folder import Setup, State
+from onestage.sweeps.folder import WAITING, Setup, State
 from onestage.sweeps.plan import Plan
 from onestage.tracking import runs
 from onestage.tracking.leaderboard import Entry, in_short
@@ -38,6 +38,7 @@ class Watch(threading.Thread):
         self.console = Console(stderr=True)
         self.over = threading.Event()
         self.told: dict[int, str] = {}  # by trial, the state that MLflow and the terminal know
+        self.waiting: set[int] = set()  # trials whose wait was said
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
@@ -85,12 +86,26 @@ class Watch(threading.Thread):
 
     def _look(self) -> None:
         journal = self._journal()
+        for trial in journal.unfinished():
+            self._say_wait(trial)
         for trial in journal.trials.values():
             if self.told.get(trial.number, "unfinished") != trial.state:
                 self.told[trial.number] = trial.state
                 self._tell(journal, trial)
         if self.console.is_terminal:
             self.live.update(overview(self.folder, self.setup, journal))
+
+    def _say_wait(self, trial: "Trial") -> None:
+        """Once, when it begins."""
+        doing = State.load(self.folder / str(trial.number)).doing
+        if not doing.startswith(WAITING):
+            self.waiting.discard(trial.number)
+        elif trial.number not in self.waiting:
+            self.waiting.add(trial.number)
+            self._say(f"#{trial.number} {doing}", "yellow")
+
+    def _say(self, text: str, style: str) -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _tell(self, journal: "Journal", trial: "Trial") -> None:
         state = State.load(self.folder / str(trial.number))
@@ -99,13 +114,7 @@ class Watch(threading.Thread):
             so_far = f" (best: {best.value:.4f} of #{best.number})" if best and best.value is not None else ""
             score = f"{self.setup.metric} {state.score:.4f}" if state.score is not None else ""
             says = ", ".join(filter(None, (f"epoch {state.epoch}", score, trial.reason)))
-            self.console.print(
-                f"#{trial.number} {trial.state}: {says}{so_far}",
-                style=STYLES[trial.state],
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            self._say(f"#{trial.number} {trial.state}: {says}{so_far}", STYLES[trial.state])
         mark(self.setup, trial, state)
 
 
