@@ -41,7 +41,8 @@ def test_a_sweep_is_its_trials(store: str) -> None:
     point = {"detector": "ssd300", "optimizer.lr": 0.01}
     for number, score in enumerate(("0.25", "0.75")):
         tags = {"onestage.sweep": "night", "onestage.trial": str(number), "onestage.point": json.dumps(point)}
-        training(store, "swept", f"night #{number}", tags={**tags, "onestage.score": score, "onestage.state": "done"})
+        tags |= {"onestage.score": score, "onestage.metric": "val/map_50", "onestage.state": "done"}
+        training(store, "swept", f"night #{number}", tags=tags, best__map=float(score) / 2)
     training(store, "swept", "alone", tags={}, best__map=0.9)
     found = entries(store, "swept", sweep="night")
     assert [(one.trial, one.score, one.state, one.detector) for one in found] == [
@@ -49,7 +50,16 @@ def test_a_sweep_is_its_trials(store: str) -> None:
         (0, 0.25, "done", "ssd300"),
     ]
     assert found[0].point == point
-    assert [one.name for one in entries(store, "swept")] == ["alone", "night #1", "night #0"]  # without the parent
+    everything = entries(store, "swept")  # without the parent, and by the number that all have
+    assert [(one.name, one.score) for one in everything] == [("alone", 0.9), ("night #1", 0.375), ("night #0", 0.125)]
+
+
+def test_where_the_score_is_a_loss_the_smallest_is_the_best(store: str) -> None:
+    for number, score in enumerate(("12.5", "3.25")):
+        tags = {"onestage.sweep": "low", "onestage.trial": str(number), "onestage.metric": "val/loss"}
+        training(store, "losses", f"low #{number}", tags={**tags, "onestage.score": score}, best__map_low=0.1)
+    found = entries(store, "losses", sweep="low")
+    assert [(one.trial, one.score, one.low) for one in found] == [(1, 3.25, None), (0, 12.5, None)]
 
 
 def test_a_wrong_name_is_told_the_nearest(store: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
+from onestage.cluster.connection import on_node
+
 Command = Literal["stop", "stacks", "die"]
 """End with a checkpoint; send the stacks of all threads; end at once."""
 
@@ -222,10 +224,8 @@ class Board:
 def start_board() -> Any:
     """A board on this node: the driver reads it as long as the driver itself is there."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Board).remote()
+    return ray.remote(max_restarts=0, **on_node(ray.get_runtime_context().get_node_id()))(Board).remote()
 
 
 def this_host() -> str:
@@ -254,10 +254,8 @@ def latest_beats(board: Any) -> dict[int, Beat]:
 def kill_process(beat: Beat) -> None:
     """Has the worker's process killed on its own node, for one that no longer hears; does not wait for it."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there: Any = NodeAffinitySchedulingStrategy(beat["node"], soft=False)
-    ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_worker).remote(beat["pid"])
+    ray.remote(max_retries=0, **on_node(beat["node"]))(_kill_worker).remote(beat["pid"])
 
 
 def _kill_worker(pid: int) -> None:

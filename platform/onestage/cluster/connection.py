@@ -70,7 +70,7 @@ def attached(cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], 
                 log_to_driver=False,
             )
         except Exception as error:
-            raise InputError(f"no way into the cluster at {address}: {_first_line(error)}") from error
+            raise InputError(f"no way into the cluster at {address}: {first_line(error)}") from error
     try:
         yield
     finally:
@@ -143,5 +143,12 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _first_line(error: BaseException) -> str:
+def on_node(node_id: str) -> Any:
+    """For ``.options`` of a task or an actor that takes no CPU: on that node, by its id, and on no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
+
+
+def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

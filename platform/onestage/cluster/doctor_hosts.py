@@ -215,16 +215,11 @@ def _name(node: Mapping[str, Any]) -> str:
 
 def _inspector(node_id: str, *, with_gpu: bool) -> Any:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # NCCL ends its process where it hangs: the next pair finds a new one.
     actor: Any = ray.remote(doctor_node.Inspector)
     return actor.options(
-        num_cpus=0,
-        num_gpus=int(with_gpu),
-        max_concurrency=THREADS,
-        max_restarts=MAX_PAIRS,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        num_gpus=int(with_gpu), max_concurrency=THREADS, max_restarts=MAX_PAIRS, **connection.on_node(node_id)
     ).remote()
 
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from onestage.cluster import connection, local_cluster
+from onestage.cluster.connection import first_line
 from onestage.cluster.job import HTTP, JOB_VARIABLE
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, InputError
 from onestage.tracking.redaction import redact, without_user
@@ -390,8 +391,7 @@ def _told(shown: str) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Its first line, without secrets, and without the values of variables, which Ray may repeat."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return redact(re.sub(r"('?env_vars'?: *)\{.*", r"\1{…}", line))[:300]
+    return redact(re.sub(r"('?env_vars'?: *)\{.*", r"\1{…}", first_line(error)))[:300]
 
 
 async def _until_silent(lines: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:

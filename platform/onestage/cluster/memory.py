@@ -1,7 +1,9 @@
 """Whether a lost worker's host had run out of memory: Ray's memory monitor, the kernel or the allocator says so."""
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from onestage.cluster.connection import on_node
 
 ANSWER_S: Final = 20.0
 REMEDY: Final = (
@@ -25,10 +27,8 @@ def oom_kills() -> int:
 def oom_kills_on(node: str) -> int | None:
     """The same on another node of the cluster, by its id; None where it does not answer."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    there: Any = NodeAffinitySchedulingStrategy(node, soft=False)
-    ask = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(oom_kills)
+    ask = ray.remote(max_retries=0, **on_node(node))(oom_kills)
     try:
         return int(ray.get(ask.remote(), timeout=ANSWER_S))
     except Exception:  # the node may be lost altogether

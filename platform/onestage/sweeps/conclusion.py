@@ -31,8 +31,8 @@ class Conclusion:
     verdict: Verdict | None
 
 
-def conclude(folder: Path, setup: Setup, plan: Plan) -> Conclusion:
-    """Draws up the leaderboard and crowns the winner; a part that fails is said, and the others are done."""
+def conclude(folder: Path, setup: Setup, plan: Plan, *, crown: bool) -> Conclusion:
+    """Draws up the leaderboard and may crown the winner; a part that fails is said, and the others are done."""
     manifest = Manifest.load(plan.config["data"]["root"])
     found = entries(folder, setup, dataset_hash=manifest.content_hash)
     write_json(folder / TABLE, {"metric": setup.metric, "runs": [asdict(one) for one in found]})
@@ -41,7 +41,7 @@ def conclude(folder: Path, setup: Setup, plan: Plan) -> Conclusion:
         pictures = _tried("the pictures", lambda: _draw(folder, setup, found)) or []
     verdict = None
     best = next((one for one in found if one.state == "done" and one.score is not None), None)
-    if best is not None and setup.tracking_uri is not None:
+    if crown and best is not None and setup.tracking_uri is not None:
         uri, name = setup.tracking_uri, plan.settings["champion"] or manifest.name
         verdict = _tried(
             "the champion", lambda: judge(best.run_id, uri=uri, name=name, manifest=manifest, config=plan.config)

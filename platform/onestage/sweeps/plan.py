@@ -12,6 +12,7 @@ from onestage.config import compose
 from onestage.config.space import fixed, space_of
 from onestage.data.manifest import Manifest
 from onestage.errors import InputError
+from onestage.tracking.leaderboard import LOSS, MAP
 
 if TYPE_CHECKING:
     from hydra_plugins.ray_tune_sweeper._space import Space
@@ -142,11 +143,11 @@ def _check_names(settings: Mapping[str, Any], budget: Mapping[str, Any]) -> None
 def _check_metric(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """A metric that no validation has would be found out after the first epoch of the first trial."""
     metric, least = settings["metric"], settings["direction"] == "minimize"
-    if metric == "val/loss":
+    if metric == LOSS:
         if not least:
             raise InputError("sweep.metric=val/loss is better the smaller it is: set sweep.direction=minimize")
         return
-    if metric not in ("val/map", "val/map_50"):
+    if metric not in (MAP, "val/map_50"):
         from onestage.metrics.mean_ap import MeanAP  # brings torch with it
 
         classes = Manifest.load(config["data"]["root"]).classes

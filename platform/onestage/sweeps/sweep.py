@@ -102,7 +102,7 @@ def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcom
         except BaseException as error:
             watch.end(FAILED, f"{type(error).__name__}: {error}")
             raise
-    conclusion = conclude(folder, setup, made)
+    conclusion = conclude(folder, setup, made, crown=code in (DONE, OUT_OF_BUDGET))  # who interrupts is in a hurry
     watch.end(code, None if code == DONE else ended)
     shutil.rmtree(folder / ".tune", ignore_errors=True)
     return Outcome(

@@ -18,7 +18,7 @@ from onestage.errors import DONE, FAILED, OUT_OF_BUDGET, WRONG_INPUT
 from onestage.sweeps.folder import WAITING, Setup, State
 from onestage.sweeps.plan import Plan
 from onestage.tracking import runs
-from onestage.tracking.leaderboard import Entry, in_short
+from onestage.tracking.leaderboard import MAP, Entry, in_short
 
 if TYPE_CHECKING:
     from hydra_plugins.ray_tune_sweeper._journal import Journal, Trial
@@ -39,6 +39,7 @@ class Watch(threading.Thread):
         self.over = threading.Event()
         self.told: dict[int, str] = {}  # by trial, the state that MLflow and the terminal know
         self.waiting: set[int] = set()  # trials whose wait was said
+        self.read: "tuple[int, Journal] | None" = None  # with the size that its file had
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
@@ -80,9 +81,14 @@ class Watch(threading.Thread):
         runs.end_run(self.setup.tracking_uri, self.setup.parent, status.get(code, "KILLED"), reason)
 
     def _journal(self) -> "Journal":
-        from hydra_plugins.ray_tune_sweeper._journal import Journal
+        """As it is now; read only where it has grown, as those of long sweeps have many thousand lines."""
+        from hydra_plugins.ray_tune_sweeper._journal import NAME, Journal
 
-        return Journal.read(self.folder)
+        file = self.folder / NAME
+        size = file.stat().st_size if file.exists() else 0
+        if self.read is None or self.read[0] != size:
+            self.read = (size, Journal.read(self.folder))
+        return self.read[1]
 
     def _look(self) -> None:
         journal = self._journal()
@@ -124,7 +130,7 @@ def mark(setup: Setup, trial: "Trial", state: State) -> None:
         return
     tags: dict[str, str] = {runs.STATE_TAG: trial.state}
     if state.score is not None:
-        tags[runs.SCORE_TAG] = repr(state.score)
+        tags |= {runs.SCORE_TAG: repr(state.score), runs.METRIC_TAG: setup.metric}
     if trial.reason is not None:
         tags[runs.REASON_TAG] = trial.reason
     runs.tell(setup.tracking_uri, state.run_id, tags)
@@ -188,7 +194,7 @@ def entries(folder: Path, setup: Setup, *, dataset_hash: str | None) -> list[Ent
 def _entry(folder: Path, setup: Setup, trial: "Trial", at_work: bool, *, dataset_hash: str | None) -> Entry:
     state = State.load(folder / str(trial.number))
     score = state.score if state.score is not None else trial.value
-    of_map = setup.metric == "val/map" and state.score is not None
+    of_map = setup.metric == MAP and state.score is not None
     return Entry(
         run_id=state.run_id or "",
         name=f"{setup.name} #{trial.number}",

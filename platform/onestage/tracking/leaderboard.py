@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 from onestage.errors import InputError
 from onestage.tracking.client import check, client
 from onestage.tracking.redaction import redact
-from onestage.tracking.runs import POINT_TAG, REASON_TAG, SCORE_TAG, STATE_TAG, SWEEP_TAG, TRIAL_TAG
+from onestage.tracking.runs import METRIC_TAG, POINT_TAG, REASON_TAG, SCORE_TAG, STATE_TAG, SWEEP_TAG, TRIAL_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE: Final = 1000
+MAP: Final = "val/map"
+LOSS: Final = "val/loss"  # the one score that is better the smaller it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One training as MLflow knows it; None for what it has not logged (yet).
 
-    ``score`` is the sweep's metric, or ``val/map`` where there is no sweep, at its best epoch; ``low`` and ``high``
-    bound the 95 % confidence interval of ``val/map`` there. ``point`` has what the sweep varied, by override key.
+    ``score`` is ``val/map``, or among the trials of one sweep that sweep's metric, at its best epoch; ``low`` and
+    ``high`` bound the 95 % confidence interval of a ``val/map``. ``point`` has what the sweep varied, by override key.
     """
 
     run_id: str
@@ -57,7 +59,7 @@ def in_short(point: Mapping[str, str | float]) -> str:
 
 
 def entries(uri: str, experiment: str, *, sweep: str | None = None) -> list[Entry]:
-    """The trainings of an experiment, or of one of its sweeps, the highest score first, those without one last.
+    """The trainings of an experiment, or of one of its sweeps, the best score first, those without one last.
 
     Raises InputError, with the nearest name, where there is no such experiment or sweep.
     """
@@ -73,8 +75,11 @@ def entries(uri: str, experiment: str, *, sweep: str | None = None) -> list[Entr
         if sweep not in sweeps:
             raise InputError(f"no sweep {sweep!r} in experiment {experiment!r}{_nearest(sweep, sweeps)}")
         trainings = [run for run in trainings if run.data.tags.get(SWEEP_TAG) == sweep]
-    found = [_entry(run) for run in trainings]
-    return sorted(found, key=lambda one: (one.score is None, -(one.score or 0.0), one.name))
+    metric = next((run.data.tags[METRIC_TAG] for run in trainings if METRIC_TAG in run.data.tags), MAP)
+    metric = metric if sweep is not None else MAP  # the one that all trainings have
+    found = [_entry(run, metric) for run in trainings]
+    sign = -1 if metric == LOSS else 1
+    return sorted(found, key=lambda one: (one.score is None, -sign * (one.score or 0.0), one.name))
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -95,9 +100,11 @@ def _all_runs(uri: str, experiment_id: str) -> "list[Run]":
             return found
 
 
-def _entry(run: "Run") -> Entry:
+def _entry(run: "Run", metric: str) -> Entry:
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
-    score = float(tags[SCORE_TAG]) if SCORE_TAG in tags else metrics.get("best/map")
+    score, low, high = (metrics.get(f"best/{name}") for name in ("map", "map_low", "map_high"))
+    if metric != MAP:
+        score, low, high = float(tags[SCORE_TAG]) if SCORE_TAG in tags else None, None, None
     started, ended = (None if at is None else at / 1000 for at in (run.info.start_time, run.info.end_time))
     workers = _number(params.get("cluster.num_workers")) or 1
     gpus = max(_number(params.get("cluster.gpus_per_worker")) or 0, 1)
@@ -111,8 +118,8 @@ def _entry(run: "Run") -> Entry:
         detector=str(point.get("detector") or params.get("detector._target_", "").rpartition(".")[2] or "?"),
         dataset_hash=tags.get("dataset.hash"),
         score=score,
-        low=metrics.get("best/map_low"),
-        high=metrics.get("best/map_high"),
+        low=low,
+        high=high,
         epochs=None if epoch is None else int(epoch) + 1,
         gpu_hours=(ended - started) / 3600 * workers * gpus if started and ended else None,
         latency_ms=metrics.get("perf/latency_ms"),

@@ -44,6 +44,7 @@ TRIAL_TAG: Final = "onestage.trial"
 POINT_TAG: Final = "onestage.point"
 STATE_TAG: Final = "onestage.state"
 SCORE_TAG: Final = "onestage.score"
+METRIC_TAG: Final = "onestage.metric"  # which validation number the score is
 JOB_TAG: Final = "onestage.job"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
