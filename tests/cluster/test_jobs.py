@@ -232,6 +232,7 @@ def test_goes_on_without_its_follower_and_after_a_stop(user: User, digits: Path)
 
     step = events[-1]["step"]
     log = user.run("submit", "train", f"resume={run}", f"trainer.max_steps={step + 3}", "--follow")[0]
+    assert "images a step, from step " in log, log
     resumed = int(log.partition("images a step, from step ")[2].split()[0])
     assert step <= resumed <= step + 3  # the driver may not have heard of the last step
     assert runs.find_run(uri, run).status == "FINISHED"

@@ -142,7 +142,10 @@ class Jobs:
         return {"succeeded": DONE, "stopped": PREEMPTED}.get(info.state, FAILED)
 
     async def _tail(self, job: str) -> None:
-        """Prints the job's log until it has ended; a lost connection is made again, and what was shown passed over."""
+        """Prints the job's log until it has ended; a lost connection is made again, and what was shown passed over.
+
+        A connection that is lost looks like a log's end. So what comes last is asked for once the job has ended.
+        """
         shown = 0
         heard = time.monotonic()
         while True:
@@ -150,14 +153,15 @@ class Jobs:
             try:
                 ended = self._client.get_job_status(job).value.lower() in ENDED
                 heard = time.monotonic()
+                if ended:
+                    print(redact(self._client.get_job_logs(job)[shown:]), end="", flush=True)
+                    return
                 async for text in _until_silent(self._client.tail_job_logs(job)):
                     heard = time.monotonic()
                     read += len(text)
                     if read > shown:
                         print(redact(text[shown - read :]), end="", flush=True)
                         shown = read
-                if ended:
-                    return
             except Exception as error:
                 if time.monotonic() - heard > AWAY_S:
                     raise InputError(
