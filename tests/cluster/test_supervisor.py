@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from onestage.cluster import supervisor
@@ -109,3 +110,18 @@ def test_a_wish_to_stop_reaches_the_driver_as_its_signal(play: Play) -> None:
         supervisor.run(job, show=ask, stop=stop)
     assert {"note": "saved"} in said
     assert time.monotonic() - started < 30
+
+
+def test_a_driver_that_was_begun_takes_the_first_job_alone(play: Play) -> None:
+    job, said = play("say({'result': {'pid': os.getpid()}})")
+    with supervisor.begun() as run:
+        first, second = (run(job, said.append, Stop())["pid"] for _ in range(2))
+    assert first != second
+
+
+def test_a_driver_without_a_job_ends_with_its_block(play: Play) -> None:
+    play("")
+    before = psutil.Process().children()
+    with supervisor.begun():
+        (began,) = set(psutil.Process().children()) - set(before)
+    assert not began.is_running()

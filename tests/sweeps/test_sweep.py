@@ -108,6 +108,14 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
     assert all(one.starts == 1 for number, one in trials.items() if number not in before)
     stopped = [one for one in trials.values() if one.state == "stopped"]
     assert stopped and all(one.results[-1]["epoch"] < 4 for one in stopped)
+    # There is room for two at a time: others trained after those that were stopped, in the place that they gave back.
+    spans = [(one.started or 0.0, one.ended_at or 0.0) for one in trials.values()]
+    assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) == 2
+    assert any(
+        other.results and (other.started or 0.0) >= (one.ended_at or 0.0)
+        for one in stopped
+        for other in trials.values()
+    )
     for number, one in trials.items():  # in the same run, with its checkpoint kept
         state = json.loads((folder / str(number) / "state.json").read_text())
         assert Path("runs", state["run_id"], "checkpoints", "last.ckpt").is_file()

@@ -4,6 +4,7 @@ Ray ends a process whose node or head is lost, without asking; the parent (``sup
 from stdin, whose end is the parent's, and writes messages as JSON lines to the file descriptor in ``MESSAGES``.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -22,7 +23,11 @@ from onestage.training.endings import Diverged
 
 def main() -> None:
     """Trains, and says as the last message how that ended."""
-    job: Job = json.loads(sys.stdin.readline())
+    importlib.import_module("ray.train.torch")  # takes seconds, in which the parent gets the job ready
+    line = sys.stdin.readline()
+    if not line:  # there was none
+        return
+    job: Job = json.loads(line)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     stop = Stop()
     descriptor = int(os.environ.pop(MESSAGES))

@@ -77,18 +77,28 @@ def launch(config: dict[str, Any]) -> Outcome:
     """
     from onestage.tracking.tracker import store_uri
 
-    uri = store_uri(config)
-    if config["resume"]:
-        config = check(resumed(config, uri))
-        check_storage(config["storage"])
-        run_id = config["resume"]
-        reopen_run(uri, run_id)
-    else:
-        config = check(config)
-        run_id = open_run(uri, config)
-    stop = Stop()
-    with stop.signals():
-        return train(job_of(config, run_id, uri), by=by_cluster, stop=stop, shown=ProgressBar)
+    with _begun(config["cluster"]["kind"]) as by:
+        uri = store_uri(config)
+        if config["resume"]:
+            config = check(resumed(config, uri))
+            check_storage(config["storage"])
+            run_id = config["resume"]
+            reopen_run(uri, run_id)
+        else:
+            config = check(config)
+            run_id = open_run(uri, config)
+        stop = Stop()
+        with stop.signals():
+            return train(job_of(config, run_id, uri), by=by, stop=stop, shown=ProgressBar)
+
+
+def _begun(kind: str) -> AbstractContextManager[Run]:
+    """Whoever has the workers; the driver on a cluster takes seconds to start, beside what is to be done before."""
+    if kind != "ray":
+        return contextlib.nullcontext(by_cluster)
+    from onestage.cluster import supervisor
+
+    return supervisor.begun()
 
 
 def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:

@@ -21,6 +21,10 @@ from onestage.training.endings import Diverged
 
 MESSAGES: Final = "ONESTAGE_DRIVER_MESSAGES"
 END_S: Final = 20.0
+
+Show = Callable[[dict[str, Any]], None]
+Run = Callable[[Job, Show, Stop], dict[str, Any]]
+
 DRIVER: Final = [sys.executable, "-m", "onestage.cluster.driver"]
 
 
@@ -28,7 +32,55 @@ class DriverFailed(Exception):
     """The training failed in its driver, whose own words these are."""
 
 
-def run(job: Job, *, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict[str, Any]:
+class Driver:
+    """A driver's process. It starts without a job, and until it gets one imports what it will need."""
+
+    def __init__(self) -> None:
+        self._reading, writing = os.pipe()
+        self.process = subprocess.Popen(
+            DRIVER,
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr.fileno(),  # ours is for the result alone
+            env=os.environ | {MESSAGES: str(writing)},
+            pass_fds=[writing],
+            start_new_session=True,  # Ctrl-C is passed on by us
+        )
+        os.close(writing)
+        assert self.process.stdin is not None
+        self._jobs = self.process.stdin
+
+    def take(self, job: Job) -> Iterator[str]:
+        """What it says of this job, to its end, with an empty line now and then."""
+        with suppress(BrokenPipeError):
+            self._jobs.write(json.dumps(job).encode() + b"\n")
+            self._jobs.flush()
+        return _lines(self._reading)
+
+    def end(self) -> None:
+        """Waits for the end of one that has said all, or had nothing to do."""
+        os.close(self._reading)
+        with suppress(BrokenPipeError):
+            self._jobs.close()
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def begun() -> Iterator[Run]:
+    """``run``, with a driver that starts now, while the caller gets its job ready."""
+    drivers = [Driver()]
+    try:
+        yield lambda job, show, stop: run(job, show=show, stop=stop, driver=drivers.pop() if drivers else None)
+    finally:
+        for driver in drivers:
+            driver.process.kill()
+            driver.end()
+
+
+def run(job: Job, *, show: Show, stop: Stop, driver: Driver | None = None) -> dict[str, Any]:
     """Trains on the cluster at ``cluster.address``; where the driver is lost, again from the last checkpoint.
 
     ``show`` gets the training's progress. Raises what ended the training.
@@ -43,7 +95,8 @@ def run(job: Job, *, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict
         show(message)
 
     while True:
-        ended = _drive(job, heard, stop)
+        ended = _drive(driver or Driver(), job, heard, stop)
+        driver = None
         if "result" in ended:
             result: dict[str, Any] = ended["result"]
             return result
@@ -78,12 +131,12 @@ def _raise(error: dict[str, str], stop: Stop) -> None:
     raise raised
 
 
-def _drive(job: Job, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict[str, Any]:
-    """One driver, from its start to its last message: its result or its error."""
+def _drive(driver: Driver, job: Job, show: Show, stop: Stop) -> dict[str, Any]:
+    """One driver, to its last message: its result or its error."""
     ended: dict[str, Any] | None = None
-    with _driver(job) as (process, messages), stop.listened():
+    with _ended(driver) as process, stop.listened():
         told = False
-        for line in messages:
+        for line in driver.take(job):
             if stop.asked is not None and not told:
                 told = True
                 process.send_signal(signal.SIGINT if stop.asked == "interrupted" else signal.SIGTERM)
@@ -101,36 +154,15 @@ def _drive(job: Job, show: Callable[[dict[str, Any]], None], stop: Stop) -> dict
 
 
 @contextmanager
-def _driver(job: Job) -> Iterator[tuple[subprocess.Popen[bytes], Iterator[str]]]:
-    """The process and what it says, with an empty line now and then; it is ended with the block."""
-    reading, writing = os.pipe()
-    process = subprocess.Popen(
-        DRIVER,
-        stdin=subprocess.PIPE,
-        stdout=sys.stderr.fileno(),  # ours is for the result alone
-        env=os.environ | {MESSAGES: str(writing)},
-        pass_fds=[writing],
-        start_new_session=True,  # Ctrl-C is passed on by us
-    )
-    os.close(writing)
-    assert process.stdin is not None
+def _ended(driver: Driver) -> Iterator[subprocess.Popen[bytes]]:
+    """Its process, which is ended with the block."""
     try:
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()
-        yield process, _lines(reading)
+        yield driver.process
     except BaseException:
-        process.kill()
+        driver.process.kill()
         raise
     finally:
-        os.close(reading)
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        driver.end()
 
 
 def _lines(descriptor: int) -> Iterator[str]:

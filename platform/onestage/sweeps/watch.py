@@ -39,7 +39,7 @@ class Watch(threading.Thread):
         self.over = threading.Event()
         self.told: dict[int, str] = {}  # by trial, the state that MLflow and the terminal know
         self.waiting: set[int] = set()  # trials whose wait was said
-        self.read: "tuple[int, Journal] | None" = None  # with the size that its file had
+        self.read: tuple[int, Journal] | None = None  # with the size that its file had
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
