@@ -38,7 +38,7 @@ ROOMS = {
     ),
     "sweeps": Room(
         "cluster config data errors tracking training",
-        "hydra_plugins matplotlib numpy optuna ray rich",
+        "filelock hydra_plugins matplotlib numpy optuna ray rich",
         lazily="evaluation metrics",
     ),
     "export": Room("config errors inference weights", lazily="tracking"),

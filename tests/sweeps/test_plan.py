@@ -8,6 +8,8 @@ from onestage.config.folder import options
 from onestage.errors import InputError
 from onestage.sweeps.plan import expected_epochs, plan
 
+TEN = ["budget.trials=10"]
+
 
 def of(digits: Path, *overrides: str) -> list[str]:
     return [f"data.root={digits}", "tracking=none", *overrides]
@@ -33,6 +35,19 @@ def of(digits: Path, *overrides: str) -> list[str]:
         (["seed=1,2", "sweep.metric=val/loss"], "sweep.direction=minimize"),
         (["seed=1,2", "sweep.direction=minimize"], "sweep.direction=maximize"),
         (["seed=1,2", "budget.hours=0"], "more than 0"),
+        (["optimizer.lr=interval(0.1,0.2)"], "random search has no end: give budget.trials"),
+        (["optimizer.lr=interval(0.1,0.2)", "sweep.search=grid"], "can't list the interval of optimizer.lr"),
+        (["seed=1,2", "sweep.scheduler=pbt"], "nothing here is one"),
+        (
+            ["optimizer.lr=interval(0.1,0.2)", "sweep.scheduler=pbt", "sweep.search=optuna", *TEN],
+            "take sweep.search=random",
+        ),
+        (["seed=1,2", "sweep.scheduler=asha", "trainer.max_epochs=2"], "sweep.asha.grace_epochs=3 is beyond trainer."),
+        (["seed=1,2", "sweep.scheduler=asha", "sweep.asha.reduction=1"], "reduction > 1"),
+        (["seed=1,2", "sweep.max_concurrent=0"], "at least 1"),
+        (["seed=1,2", "sweep.name=../../x"], "letters, digits"),
+        (["seed=1,2", "sweep.name='a,b'"], "letters, digits"),
+        (["data.batch_size=2,2.5,8"], "data.batch_size"),
         (["seed=1,2", "on_oom=pray"], "fail or shrink"),
         (["seed=1,2", "data.batch_size=0"], "data.batch_size must be at least 1"),
     ],

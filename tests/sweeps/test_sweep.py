@@ -73,6 +73,12 @@ def until(condition: Callable[[], Any], seconds: float = 180) -> Any:
     raise AssertionError(f"not within {seconds} s")
 
 
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Those of a run's history."""
+    lines = (json.loads(line) for line in (run / "history.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == kind]
+
+
 def test_eight_trials_killed_and_resumed_end_with_a_champion(
     bccd: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,12 +122,12 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
         for one in stopped
         for other in trials.values()
     )
-    for number, one in trials.items():  # in the same run, with its checkpoint kept
+    for number in trials:  # in the same run, with its checkpoint kept
         state = json.loads((folder / str(number) / "state.json").read_text())
         assert Path("runs", state["run_id"], "checkpoints", "last.ckpt").is_file()
-        went_on = one.results[len(before[number].results) :] if number in before and not before[number].ended else []
-        if went_on and before[number].results:
-            assert went_on[0]["epoch"] > before[number].results[-1]["epoch"] - 1  # from its checkpoint
+        if number in before and not before[number].ended and before[number].results:
+            starts = events(tmp_path / "runs" / state["run_id"], "started")
+            assert len(starts) == 2 and starts[1]["step"] > 0  # from its checkpoint
 
     found = entries(uri, "onestage", sweep="night")
     assert len(found) == 8
@@ -151,7 +157,7 @@ def _experiments(uri: str) -> list[str]:
 
 
 def test_interrupted_it_saves_and_cut_by_gpu_hours_it_exits_with_3(digits: Path, start: Start, tmp_path: Path) -> None:
-    """Ctrl-C once: trials save, the runs are KILLED, resume goes on with them; then the budget ends it."""
+    """Ctrl-C once: trials save, resume goes on with them; then the budget ends it."""
     folder = folder_of(str(tmp_path / "runs"), "cut")
     words = ["optimizer.lr=1e-3,1e-4,1e-5", f"data.root={digits}", *SMALL, "sweep.name=cut", "trainer.max_epochs=5000"]
     process = start(*words, "sweep.max_concurrent=1", "tracking=none")
@@ -170,4 +176,6 @@ def test_interrupted_it_saves_and_cut_by_gpu_hours_it_exits_with_3(digits: Path,
     assert "budget.gpu_hours=" in err
     after = Journal.read(folder).trials[0]
     assert after.starts == 2
+    run = tmp_path / "runs" / state["run_id"]
+    assert events(run, "started")[1]["step"] == events(run, "interrupted")[0]["step"] > 0
     assert after.results[len(before.trials[0].results)]["epoch"] >= before.trials[0].results[-1]["epoch"]

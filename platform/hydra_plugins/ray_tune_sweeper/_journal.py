@@ -13,8 +13,14 @@ from hydra.errors import HydraException
 from hydra_plugins.ray_tune_sweeper._space import Point
 
 NAME: Final = "trials.jsonl"
+LOOK_S: Final = 1.0
+"""Those who only look whether a sweep is at work hold its lock for a moment."""
 
 State = Literal["unfinished", "done", "stopped", "failed", "lost"]
+
+
+class Damaged(HydraException):
+    """A line that was not the last, and so not cut short by a kill, can't be read."""
 
 
 @dataclass
@@ -74,11 +80,12 @@ class Journal:
         path = Path(folder) / NAME
         path.touch()
         file = path.open("r+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise HydraException(f"another sweep is at work in {folder}: wait for its end, or stop it") from None
+        deadline = time.monotonic() + LOOK_S
+        while not _locked(file, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                file.close()
+                raise HydraException(f"another sweep is at work in {folder}: wait for its end, or stop it")
+            time.sleep(0.05)
         journal = cls(path)
         journal._file = file
         file.seek(journal._good)  # a damaged last line is written over
@@ -107,7 +114,7 @@ class Journal:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 if number < len(lines):
-                    raise HydraException(f"{self.path}:{number} is damaged ({error}): remove the line") from None
+                    raise Damaged(f"{self.path}:{number} is damaged ({error}): remove the line") from None
                 return
             self._good += len(line)
 
@@ -152,11 +159,7 @@ class Journal:
         if not self.path.exists():
             return False
         with self.path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+            return not _locked(file, fcntl.LOCK_SH)
 
     def unfinished(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if not trial.ended]
@@ -168,3 +171,11 @@ class Journal:
             if found:
                 return max(found, key=lambda one: sign * (one.value or 0.0))
         return None
+
+
+def _locked(file: BinaryIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

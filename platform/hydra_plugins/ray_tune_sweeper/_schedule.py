@@ -1,17 +1,24 @@
 """Tune's schedulers, fed with the results of a former life, and leaving a trial the time that it needs to end."""
 
+import itertools
 import math
 import random
 from types import SimpleNamespace
 from typing import Any
 
 from hydra.errors import HydraException
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 
 from hydra_plugins.ray_tune_sweeper._journal import Journal
 from hydra_plugins.ray_tune_sweeper._search import Suggestion
 from hydra_plugins.ray_tune_sweeper._space import Interval, Space
-from hydra_plugins.ray_tune_sweeper._trial import FAILED
+from hydra_plugins.ray_tune_sweeper._trial import FAILED, LOST
 
 
 class _Former:
@@ -34,7 +41,7 @@ class _Sweeps:
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if FAILED in result:
+        if FAILED in result or LOST in result:
             super().on_trial_error(tune_controller, trial)  # type: ignore[misc]
         elif all(key in result for key in self.needs):
             super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
@@ -48,7 +55,7 @@ class _Sweeps:
     def feed_ended(self) -> None:
         """Takes in the trials that ended in a former life."""
         for number, trial in self.journal.trials.items():
-            if trial.state in ("done", "stopped"):
+            if trial.state in ("done", "stopped", "failed"):
                 former = _Former(number)
                 super().on_trial_add(None, former)  # type: ignore[misc]
                 self.feed(former, number)
@@ -61,13 +68,39 @@ class Fifo(_Sweeps, FIFOScheduler):
 class Asha(_Sweeps, AsyncHyperBandScheduler):
     """Asynchronous successive halving, arXiv:1810.05934."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.ids: dict[int, str] = {}  # Tune's, by number
+
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_add(tune_controller, trial)
-        self.feed(trial, int(trial.custom_trial_name))  # so that one that goes on at step 6 has its rungs below
+        number = int(trial.custom_trial_name)
+        if (lost := self.ids.get(number)) is not None:  # what it reported then counts once
+            for _, recorded in itertools.chain.from_iterable(bracket._rungs for bracket in self._brackets):
+                recorded.pop(lost, None)
+        self.ids[number] = trial.trial_id
+        self.feed(trial, number)  # so that one that goes on at step 6 has its rungs below
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = str(super().on_trial_result(tune_controller, trial, result))
+        # Nothing is won by stopping one that is at its end.
+        return TrialScheduler.CONTINUE if result.get(self._time_attr, 0) >= self._max_t else decision
 
 
 class Median(_Sweeps, MedianStoppingRule):
     """The median stopping rule of Google Vizier."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.former: dict[int, Any] = {}  # Tune's trials, by number
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        number = int(trial.custom_trial_name)
+        if number in self.former:  # lost, and here again
+            self._results.pop(self.former[number], None)
+        self.former[number] = trial
+        self.feed(trial, number)
 
     def feed(self, trial: Any, number: int) -> None:
         results = self.journal.trials[number].results

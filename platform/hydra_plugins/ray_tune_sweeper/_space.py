@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, Transformer
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, RangeSweep, Transformer
 from hydra.errors import HydraException
 
 Value = str | float
@@ -26,11 +26,12 @@ class Choices:
     texts: tuple[str, ...]
     plain: tuple[str, ...]
     ordered: bool  # rising numbers: what is near in the list is near in its effect
+    spaced: bool  # evenly, as a range
 
     @property
     def ends(self) -> tuple[Value, ...]:
         """What has to compose for all to compose: every choice, of a range its ends."""
-        return (self.texts[0], self.texts[-1]) if self.ordered else self.texts
+        return (self.texts[0], self.texts[-1]) if self.spaced else self.texts
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ def domain_of(override: Override, seed: int) -> Choices | Interval:
         tuple(Transformer.str(value) for value in values),
         tuple(_plain(value) for value in values),
         rising and all(a < b for a, b in itertools.pairwise(values)),
+        isinstance(sweep, RangeSweep),
     )
 
 

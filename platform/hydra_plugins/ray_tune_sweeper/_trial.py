@@ -23,14 +23,19 @@ log = logging.getLogger(__name__)
 RETURNED: Final = "hydra/returned"  # in a trial's last report
 WORKING_DIR: Final = "hydra/working_dir"
 FAILED: Final = "hydra/failed"
+LOST: Final = "hydra/lost"
 CUT: Final = "hydra/cut"
-LAST: Final = (RETURNED, FAILED, CUT)
+LAST: Final = (RETURNED, FAILED, LOST, CUT)
 
 
 STOPPING: Final = "stopping"  # a file in the sweep's folder: all trials are to end
 
 _ending = Event()
 _folder: Path | None = None
+
+
+class Lost(Exception):
+    """For an app to raise: its trial failed by no fault of its point, and is worth running again."""
 
 
 def asked_to_end() -> bool:
@@ -82,18 +87,19 @@ class HydraTrial(FunctionTrainable):
         ended: dict[str, Any]
         try:
             returned = self._run(config["composed"].config, int(self.trial_name))
+            ended = _report_of(returned.return_value, self._job.metric) | {WORKING_DIR: returned.working_dir}
         except SystemExit as exit:
             if _ending.is_set():
                 raise
             ended = {RETURNED: None} if not exit.code else {FAILED: f"the app ended itself: SystemExit: {exit.code}"}
             if asked_to_end():
                 ended = {CUT: True}
+        except Lost as error:
+            ended = {LOST: str(error)}
         except Exception as error:  # also what composing or a callback of Hydra's raises
             log.exception("trial %s failed", self.trial_name)
             plain = type(error) in (Exception, RuntimeError) and str(error)  # their type says nothing
             ended = {FAILED: plain or f"{type(error).__name__}: {error}"}
-        else:
-            ended = _report_of(returned.return_value, self._job.metric) | {WORKING_DIR: returned.working_dir}
         if not _ending.is_set():  # else nobody listens any more
             tune.report({**ended, "done": True})
 

@@ -18,7 +18,7 @@ from ray.tune.utils import flatten_dict
 from hydra_plugins.ray_tune_sweeper import _cluster
 from hydra_plugins.ray_tune_sweeper._journal import Journal
 from hydra_plugins.ray_tune_sweeper._search import Search
-from hydra_plugins.ray_tune_sweeper._trial import CUT, FAILED, LAST, RETURNED, STOPPING, WORKING_DIR
+from hydra_plugins.ray_tune_sweeper._trial import CUT, FAILED, LAST, LOST, RETURNED, STOPPING, WORKING_DIR
 
 if TYPE_CHECKING:
     from hydra_plugins.ray_tune_sweeper._sweep import Sweep
@@ -119,7 +119,9 @@ class Recorder(Callback):
             return  # it was asked to end with the sweep, and is to go on with it
         reported = [r[metric] for r in self.journal.trials[number].results if metric in r]
         value = plain(flatten_dict(result).get(metric, reported[-1] if reported else None))
-        if FAILED in result:
+        if LOST in result:
+            self._lose(number, result[LOST])
+        elif FAILED in result:
             self._end(number, "failed", reason=result[FAILED])
         elif value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             self._end(number, "failed", reason=f"{metric} is {value}")
@@ -133,7 +135,10 @@ class Recorder(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = int(trial.custom_trial_name)
         text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
-        self._end(number, "lost", reason=" ".join(text.split("\n", 1)[-1].split())[:500])
+        self._lose(number, " ".join(text.split("\n", 1)[-1].split())[:500])
+
+    def _lose(self, number: int, reason: str) -> None:
+        self._end(number, "lost", reason=reason)
         if self.journal.trials[number].losses <= self.sweep.settings.retries:
             self.search.again.append(number)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from onestage.errors import DONE, INTERRUPTED, OUT_OF_BUDGET, PREEMPTED, InputError
+from onestage.errors import DONE, InputError
 
 if TYPE_CHECKING:
     from onestage.sweeps.sweep import Outcome
@@ -56,6 +56,8 @@ def sweep(arguments: Sequence[str]) -> int:
         overrides = [one for one in words[1:] if "=" in one]
     if verb == "status":
         return _status(names, overrides, as_json)
+    if "--dry-run" in flags and verb == "resume":
+        raise InputError("--dry-run is for a sweep that has not begun: leave resume NAME out")
     if "--dry-run" in flags:
         return _dry_run(overrides, as_json)
     if (code := _elsewhere([*([verb] if names else []), *names], overrides)) is not None:
@@ -86,8 +88,10 @@ def _elsewhere(names: Sequence[str], overrides: Sequence[str]) -> int | None:
 
 
 def _told(outcome: "Outcome", as_json: bool) -> int:
+    from onestage.tracking.leaderboard import best_of
+
     found, verdict = outcome.conclusion.entries, outcome.conclusion.verdict
-    best = next((one for one in found if one.score is not None), None)
+    best = best_of(found)
     if as_json:
         print(
             json.dumps(
@@ -109,7 +113,9 @@ def _told(outcome: "Outcome", as_json: bool) -> int:
             print(verdict)
         for picture in outcome.conclusion.pictures:
             print(picture)
-    if outcome.exit_code in (OUT_OF_BUDGET, INTERRUPTED, PREEMPTED):
+    if outcome.ended == "all failed":
+        print(f"onestage: all trials failed: onestage sweep status {outcome.name} says why", file=sys.stderr)
+    elif outcome.ended != "all":
         more = {"hours": " budget.hours=…", "gpu_hours": " budget.gpu_hours=…"}.get(outcome.ended, "")
         print(f"onestage: {outcome.ended}; go on with: onestage sweep resume {outcome.name}{more}", file=sys.stderr)
     return outcome.exit_code

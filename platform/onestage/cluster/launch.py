@@ -64,6 +64,12 @@ class Outcome:
         return any(words in (self.reason or "") for words in ("out of memory on ", "out of GPU memory on "))
 
     @property
+    def lacked_machines(self) -> bool:
+        """Whether it waited in vain for room on the cluster, or lost its workers again and again."""
+        reason = self.reason or ""
+        return reason.startswith("TooFewResources: ") or "restarts without progress)" in reason
+
+    @property
     def resumable(self) -> bool:
         """Whether there is a checkpoint to go on from."""
         return self.status != "FINISHED" and any((self.folder / "checkpoints").glob("last*.ckpt"))

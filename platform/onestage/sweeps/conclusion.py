@@ -14,7 +14,7 @@ from onestage.sweeps.champion import Verdict, judge
 from onestage.sweeps.folder import Setup
 from onestage.sweeps.plan import Plan
 from onestage.sweeps.watch import entries
-from onestage.tracking.leaderboard import Entry
+from onestage.tracking.leaderboard import Entry, best_of
 
 TABLE: Final = "leaderboard.json"
 SEND_S: Final = 60.0
@@ -40,8 +40,8 @@ def conclude(folder: Path, setup: Setup, plan: Plan, *, crown: bool) -> Conclusi
     if found:
         pictures = _tried("the pictures", lambda: _draw(folder, setup, found)) or []
     verdict = None
-    best = next((one for one in found if one.state == "done" and one.score is not None), None)
-    if crown and best is not None and setup.tracking_uri is not None:
+    best = best_of(found)
+    if crown and best is not None and best.state == "done" and setup.tracking_uri is not None:
         uri, name = setup.tracking_uri, plan.settings["champion"] or manifest.name
         verdict = _tried(
             "the champion", lambda: judge(best.run_id, uri=uri, name=name, manifest=manifest, config=plan.config)
@@ -78,7 +78,7 @@ def _send(
     tags = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])}
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")
-    best = next((one for one in found if one.score is not None), None)
+    best = best_of(found)
     if best is not None:
         tags |= {"onestage.best": best.run_id, "onestage.best_trial": str(best.trial)}
         tracker.log_metrics({f"best/{setup.metric.removeprefix('val/')}": best.score or 0.0}, step=len(found))

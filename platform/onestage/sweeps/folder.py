@@ -7,12 +7,15 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from onestage.cluster.resources import counted_gpus
 from onestage.cluster.storage import write_json
 from onestage.data.store import is_address
 from onestage.errors import InputError
+
+if TYPE_CHECKING:
+    from hydra_plugins.ray_tune_sweeper._journal import Journal
 
 SETUP: Final = "sweep.json"
 STATE: Final = "state.json"
@@ -23,6 +26,16 @@ WAITING: Final = "waiting"  # what a trial is doing, before what it waits for
 def folder_of(storage: str, name: str) -> Path:
     """Where sweep ``name`` has its folder: beside the runs, or here where those are at an address."""
     return (Path(ROOT) if is_address(storage) else Path(storage) / ROOT) / name
+
+
+def journal_of(folder: Path) -> "Journal":
+    """The sweeper's journal, as it is now. Raises InputError where a line of it is damaged."""
+    from hydra_plugins.ray_tune_sweeper._journal import Damaged, Journal
+
+    try:
+        return Journal.read(folder)
+    except Damaged as error:
+        raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

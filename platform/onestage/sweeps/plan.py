@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -103,6 +104,9 @@ def plan(overrides: Sequence[str]) -> Plan:
             raise InputError(f"{parameter.key} is one for all trials of a sweep: give it one value")
     composed = [compose("train", space.overrides(point)) for point in space.probes()]
     _check_names(settings, budget)
+    _check_search(settings, budget, space)
+    if settings["scheduler"] == "asha":
+        _check_asha(settings["asha"], composed)
     checked = check(config)
     _check_metric(settings, checked)
     return Plan(
@@ -135,9 +139,45 @@ def _check_names(settings: Mapping[str, Any], budget: Mapping[str, Any]) -> None
     ):
         if settings[key] not in known:
             raise InputError(f"sweep.{key}={settings[key]}: there are {', '.join(one for one in known if one)}")
+    if settings["name"] is not None and not re.fullmatch(r"\w[\w.-]*", str(settings["name"])):
+        raise InputError(f"sweep.name={settings['name']}: use letters, digits, and . _ - inside")
+    if settings["max_concurrent"] is not None and settings["max_concurrent"] < 1:
+        raise InputError(f"sweep.max_concurrent={settings['max_concurrent']}: give at least 1, or null")
+    if settings["retries"] < 0:
+        raise InputError(f"sweep.retries={settings['retries']}: give 0 or more")
     for key, value in budget.items():
         if value is not None and value <= 0:
             raise InputError(f"budget.{key}={value}: give more than 0, or null")
+
+
+def _check_search(settings: Mapping[str, Any], budget: Mapping[str, Any], space: "Space") -> None:
+    """What can't be listed, never ends, or doesn't go together."""
+    from hydra_plugins.ray_tune_sweeper._space import Interval
+
+    intervals = [one.key for one in space.parameters if isinstance(one.domain, Interval)]
+    search = settings["search"] or ("random" if intervals else "grid")
+    if search == "grid" and intervals:
+        raise InputError(f"sweep.search=grid can't list the interval of {intervals[0]}: take random or optuna")
+    if search != "grid" and not any(budget.values()):
+        raise InputError(f"{search} search has no end: give budget.trials, budget.hours or budget.gpu_hours")
+    if settings["scheduler"] == "pbt":
+        if not intervals:
+            raise InputError("sweep.scheduler=pbt changes intervals while they train, and nothing here is one")
+        if search == "optuna":
+            raise InputError("sweep.scheduler=pbt changes what optuna has chosen: take sweep.search=random")
+        if settings["pbt"]["every_epochs"] < 1 or not 0 < settings["pbt"]["quantile"] <= 0.5:
+            raise InputError("sweep.pbt: need every_epochs >= 1 and 0 < quantile <= 0.5")
+
+
+def _check_asha(asha: Mapping[str, Any], composed: Sequence[Mapping[str, Any]]) -> None:
+    if asha["grace_epochs"] < 1 or asha["reduction"] <= 1:
+        raise InputError("sweep.asha: need grace_epochs >= 1 and reduction > 1")
+    shortest = min(one["trainer"]["max_epochs"] for one in composed)
+    if asha["grace_epochs"] > shortest:
+        raise InputError(
+            f"sweep.asha.grace_epochs={asha['grace_epochs']} is beyond trainer.max_epochs={shortest}: "
+            "no trial would ever be stopped"
+        )
 
 
 def _check_metric(settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:

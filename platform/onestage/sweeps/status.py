@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from onestage.sweeps.folder import SETUP, Setup, State, folder_of
+from onestage.errors import InputError
+from onestage.sweeps.folder import SETUP, Setup, State, folder_of, journal_of
 from onestage.sweeps.watch import mark, overview
+from onestage.tracking import runs
+
+if TYPE_CHECKING:
+    from hydra_plugins.ray_tune_sweeper._journal import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +32,45 @@ def all_of(storage: str) -> list[Status]:
     """The sweeps of a storage, the newest first."""
     found = [(file.parent, Setup.load(file.parent)) for file in folder_of(storage, "x").parent.glob(f"*/{SETUP}")]
     found.sort(key=lambda one: one[1].started, reverse=True)
-    return [_status(folder, setup, []) for folder, setup in found]
+    return [_status_or_damage(folder, setup) for folder, setup in found]
+
+
+def _status_or_damage(folder: Path, setup: Setup) -> Status:
+    """One that can't be read is no reason not to list the others."""
+    try:
+        return _status(folder, setup, [])
+    except InputError as error:
+        return Status(name=setup.name, state=str(error), trials={}, best=None, metric=setup.metric, mended=[])
 
 
 def mended(name: str, storage: str) -> Status:
     """One sweep; where nobody is at work on it any more, its runs are RUNNING no longer. Raises InputError."""
-    from hydra_plugins.ray_tune_sweeper._journal import Journal
-
     folder = folder_of(storage, name)
     setup = Setup.load(folder)
-    journal = Journal.read(folder)
+    journal = journal_of(folder)
     made_true: list[str] = []
     if setup.tracking_uri is not None and not journal.at_work:
-        from onestage.tracking import runs
-
-        for trial in journal.trials.values():
-            state = State.load(folder / str(trial.number))
-            if state.run_id is None:
-                continue
-            mark(setup, trial, state)
-            if runs.end_if_running(setup.tracking_uri, state.run_id, "its sweep ended without a word"):
-                made_true.append(state.run_id)
+        made_true = mend(folder, setup, journal)
         if setup.parent and runs.end_if_running(setup.tracking_uri, setup.parent, "it ended without a word"):
             made_true.append(setup.parent)
     return _status(folder, setup, made_true)
 
 
-def _status(folder: Path, setup: Setup, made_true: list[str]) -> Status:
-    from hydra_plugins.ray_tune_sweeper._journal import Journal
+def mend(folder: Path, setup: Setup, journal: "Journal") -> list[str]:
+    """Makes the trials' runs in MLflow what the journal of a sweep at rest says; those that were RUNNING still."""
+    were_running: list[str] = []
+    for trial in journal.trials.values():
+        state = State.load(folder / str(trial.number))
+        if setup.tracking_uri is None or state.run_id is None:
+            continue
+        if runs.end_if_running(setup.tracking_uri, state.run_id, "its sweep ended without a word"):
+            were_running.append(state.run_id)
+        mark(setup, trial, state)
+    return were_running
 
-    journal = Journal.read(folder)
+
+def _status(folder: Path, setup: Setup, made_true: list[str]) -> Status:
+    journal = journal_of(folder)
     states = [trial.state for trial in journal.trials.values()]
     best = journal.best(setup.sign)
     ended = f"ended ({journal.ended_because})" if journal.ended_because else "died"
@@ -71,11 +86,9 @@ def _status(folder: Path, setup: Setup, made_true: list[str]) -> Status:
 
 def show(found: Status, storage: str) -> None:
     """Its trials, and what to do next."""
-    from hydra_plugins.ray_tune_sweeper._journal import Journal
-
     folder = folder_of(storage, found.name)
     console = Console()
-    console.print(overview(folder, Setup.load(folder), Journal.read(folder)))
+    console.print(overview(folder, Setup.load(folder), journal_of(folder)))
     console.print(f"{found.state}, in {folder}", highlight=False, soft_wrap=True)
     if found.mended:
         console.print(f"{len(found.mended)} runs in MLflow were still RUNNING: now they are KILLED", highlight=False)

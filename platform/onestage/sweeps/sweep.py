@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from hydra_plugins.ray_tune_sweeper._watch import OUT_OF_TIME
 from onestage.cluster import connection, launch, resources
 from onestage.cluster.preflight import num_gpus
 from onestage.cluster.ray_train import share_gpus
@@ -20,14 +22,17 @@ from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, OUT_OF_BUDGET, PREEMPTED, InputError
 from onestage.sweeps import trial
 from onestage.sweeps.conclusion import Conclusion, conclude
-from onestage.sweeps.folder import SETUP, Setup, folder_of
+from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of
 from onestage.sweeps.plan import Plan, plan, side_by_side
+from onestage.sweeps.status import mend
 from onestage.sweeps.watch import Watch
 from onestage.tracking.runs import SWEEP_TAG
 from onestage.tracking.tracker import store_uri
 
 SHARE_OF_NODE: Final = 0.0001
 """Of the resource that this machine alone has: the trials' own processes lie beside the driver, with their files."""
+MAY_CHANGE: Final = ("budget.", "cluster", "sweep.max_concurrent", "sweep.retries", "storage", "output")
+"""What a sweep that goes on may be given anew: nothing that would make its trials incomparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class Outcome:
     name: str
     folder: Path
     exit_code: int
-    ended: str  # all, hours, gpu_hours, interrupted, preempted
+    ended: str  # all, all failed, hours, gpu_hours, interrupted, preempted, or how many trials were lost
     conclusion: Conclusion
 
 
@@ -57,14 +62,19 @@ def resume(name: str, overrides: Sequence[str], *, storage: str) -> Outcome:
     """Goes on with a sweep that was cut: finished trials stay, those under way go on from their checkpoints."""
     folder = folder_of(storage, name)
     before = Setup.load(folder)
+    for override in overrides:
+        if override not in before.overrides and not override.startswith(MAY_CHANGE):
+            raise InputError(
+                f"{override}: sweep {name} goes on as it was begun; what may change is {', '.join(MAY_CHANGE)}"
+            )
     return _run(plan(merged(before.overrides, overrides)), name, folder, before=before)
 
 
 def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcome:
-    from hydra_plugins.ray_tune_sweeper._journal import Journal
-
-    if Journal.read(folder).at_work:
+    if (journal := journal_of(folder)).at_work:
         raise InputError(f"sweep {name} is at work: onestage sweep status {name} shows it")
+    if before is not None:
+        mend(folder, before, journal)
     uri = store_uri(made.config)
     check_storage(made.config["storage"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,30 +98,55 @@ def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcom
             **({"started": before.started} if before else {}),
         )
         setup.save(folder)
-        ended, code = "all", FAILED
         watch = Watch(folder, setup, made)
         try:
-            with watch:
-                multirun("train", [*made.overrides, *own], trial.run)
-                ended = watch.ended_because()
-                code = {"all": DONE, "hours": OUT_OF_BUDGET, "trial_hours": OUT_OF_BUDGET}.get(ended, FAILED)
-        except KeyboardInterrupt:
-            ended, code = "interrupted", INTERRUPTED
-        except SystemExit:  # what the sweeper makes of SIGTERM
-            ended, code = "preempted", PREEMPTED
+            with _on_sigterm():
+                ended, code = _run_trials(watch, [*made.overrides, *own])
+                mend(folder, setup, journal_of(folder))
+                crown = code in (DONE, OUT_OF_BUDGET)  # who interrupts is in a hurry
+                conclusion = conclude(folder, setup, made, crown=crown)
         except BaseException as error:
-            watch.end(FAILED, f"{type(error).__name__}: {error}")
+            watch.end(INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else FAILED, _in_short(error))
             raise
-    conclusion = conclude(folder, setup, made, crown=code in (DONE, OUT_OF_BUDGET))  # who interrupts is in a hurry
     watch.end(code, None if code == DONE else ended)
     shutil.rmtree(folder / ".tune", ignore_errors=True)
-    return Outcome(
-        name=name,
-        folder=folder,
-        exit_code=code,
-        ended="gpu_hours" if ended == "trial_hours" else ended,
-        conclusion=conclusion,
-    )
+    return Outcome(name=name, folder=folder, exit_code=code, ended=ended, conclusion=conclusion)
+
+
+def _run_trials(watch: Watch, words: list[str]) -> tuple[str, int]:
+    """Until the sweeper ends: why that was, and the exit code that says so."""
+    try:
+        with watch:
+            multirun("train", words, trial.run)
+    except KeyboardInterrupt:
+        return "interrupted", INTERRUPTED
+    except SystemExit:  # what the sweeper makes of SIGTERM
+        return "preempted", PREEMPTED
+    journal = journal_of(watch.folder)
+    if journal.ended_because in OUT_OF_TIME:
+        return {"trial_hours": "gpu_hours"}.get(journal.ended_because, journal.ended_because), OUT_OF_BUDGET
+    states = [one.state for one in journal.trials.values()]
+    if "lost" in states:
+        return f"{states.count('lost')} lost", FAILED
+    return ("all", DONE) if {"done", "stopped"} & set(states) else ("all failed", FAILED)
+
+
+@contextmanager
+def _on_sigterm() -> Iterator[None]:
+    """SIGTERM as an exit like others, also before and behind the trials, which have the sweeper's own."""
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(PREEMPTED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _in_short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _fixed_settings(made: Plan, name: str, folder: Path, *, resumed: bool) -> list[str]:

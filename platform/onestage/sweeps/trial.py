@@ -4,6 +4,7 @@ Its workers are Ray Train's, beside it on the cluster; Tune hears of it after ev
 """
 
 import json
+import math
 import shutil
 import tempfile
 import threading
@@ -13,26 +14,47 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock, Timeout
+
+from hydra_plugins.ray_tune_sweeper._trial import Lost
 from onestage.cluster import launch, ray_train
 from onestage.cluster.board import Validated
 from onestage.cluster.preflight import check
 from onestage.cluster.stop import Stop
 from onestage.cluster.storage import RunFolder
 from onestage.errors import InputError
-from onestage.sweeps.folder import WAITING, Setup, State
+from onestage.sweeps.folder import WAITING, Setup, State, journal_of
 from onestage.tracking import runs
 from onestage.training.checkpoint_files import LAST
 
 SAVE_EVERY_S: Final = 1.0
 POLL_S: Final = 0.25
+FAREWELL_S: Final = 200.0
+"""More than hydra.sweeper.stop_s, after which Tune kills a trial that does not end."""
 DONOR: Final = "donor.json"
 
 
 def run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
     """Trains trial ``number`` from where it stood, and returns its best score; the sweeper's task.
 
-    Raises RuntimeError where the training fails.
+    Raises RuntimeError where the training fails, and Lost where it is worth running again.
     """
+    with _alone(folder):
+        return _run(config, number, folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """PBT begins a trial's next life while the one before still saves: this waits for its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=FAREWELL_S):
+            yield
+    except Timeout:
+        raise Lost(f"its former life has not ended within {FAREWELL_S:g} s") from None
+
+
+def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
     setup = Setup.load(folder.parent)
     config["cluster"] |= {key: setup.cluster[key] for key in ("cpus_per_worker", "gpus_per_worker")}
     state = State.load(folder)
@@ -63,6 +85,8 @@ def run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
     state.save(folder)
     if stop.asked is not None and outcome.status != "FINISHED":
         raise SystemExit  # as asked: the sweep may go on with it one day
+    if outcome.lacked_machines:
+        raise Lost(outcome.reason)
     if outcome.status != "FINISHED":
         raise RuntimeError(outcome.reason)  # which the sweeper tells without its type
     return {"best": state.score, "run_id": state.run_id}
@@ -109,7 +133,7 @@ class Report:
         if setup.metric not in metrics:
             raise InputError(f"sweep.metric={setup.metric} is none of a validation's numbers: {', '.join(metrics)}")
         score = metrics[setup.metric]
-        if state.score is None or (score > state.score) == setup.maximize:
+        if math.isfinite(score) and (state.score is None or setup.sign * (score - state.score) > 0):
             state.score, state.metrics = score, metrics
         state.epoch = validated["epoch"]
         self._save()
@@ -179,13 +203,9 @@ def _stop() -> Iterator[Stop]:
 
 
 def _tags(setup: Setup, number: int, folder: Path) -> dict[str, str]:
-    from hydra_plugins.ray_tune_sweeper._journal import Journal
-
-    trial = Journal.read(folder.parent).trials[number]
     return {
         **({"mlflow.parentRunId": setup.parent} if setup.parent else {}),
         runs.SWEEP_TAG: setup.name,
         runs.TRIAL_TAG: str(number),
-        runs.POINT_TAG: json.dumps(trial.point),
-        **{f"point.{key}": str(value) for key, value in trial.point.items()},
+        **runs.point_tags(journal_of(folder.parent).trials[number].point),
     }

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from onestage.cluster.launch import chosen
 from onestage.errors import DONE, FAILED, OUT_OF_BUDGET, WRONG_INPUT
-from onestage.sweeps.folder import WAITING, Setup, State
+from onestage.sweeps.folder import WAITING, Setup, State, journal_of
 from onestage.sweeps.plan import Plan
 from onestage.tracking import runs
 from onestage.tracking.leaderboard import MAP, Entry, in_short
@@ -65,9 +65,6 @@ class Watch(threading.Thread):
             except Exception as error:  # a look that fails is no reason to end a sweep
                 self.console.print(f"the table can't be shown: {error}", style="yellow", highlight=False)
 
-    def ended_because(self) -> str:
-        return self._journal().ended_because or "nothing"
-
     def end(self, code: int, reason: str | None) -> None:
         """Ends the parent's run in MLflow."""
         if self.setup.tracking_uri is None or self.setup.parent is None:
@@ -82,12 +79,12 @@ class Watch(threading.Thread):
 
     def _journal(self) -> "Journal":
         """As it is now; read only where it has grown, as those of long sweeps have many thousand lines."""
-        from hydra_plugins.ray_tune_sweeper._journal import NAME, Journal
+        from hydra_plugins.ray_tune_sweeper._journal import NAME
 
         file = self.folder / NAME
         size = file.stat().st_size if file.exists() else 0
         if self.read is None or self.read[0] != size:
-            self.read = (size, Journal.read(self.folder))
+            self.read = (size, journal_of(self.folder))
         return self.read[1]
 
     def _look(self) -> None:
@@ -128,7 +125,8 @@ def mark(setup: Setup, trial: "Trial", state: State) -> None:
     """Says in MLflow how a trial ended; where the server is away, `onestage sweep status` does so later."""
     if setup.tracking_uri is None or state.run_id is None:
         return
-    tags: dict[str, str] = {runs.STATE_TAG: trial.state}
+    hours = trial.spent_s / 3600 * setup.gpus_of_trial
+    tags = {runs.STATE_TAG: trial.state, runs.GPU_HOURS_TAG: f"{hours:.6f}", **runs.point_tags(trial.point)}
     if state.score is not None:
         tags |= {runs.SCORE_TAG: repr(state.score), runs.METRIC_TAG: setup.metric}
     if trial.reason is not None:
@@ -182,9 +180,7 @@ def _left(trial: "Trial", state: State) -> str:
 
 def entries(folder: Path, setup: Setup, *, dataset_hash: str | None) -> list[Entry]:
     """The sweep's trials as a leaderboard has them, the best first."""
-    from hydra_plugins.ray_tune_sweeper._journal import Journal
-
-    journal = Journal.read(folder)
+    journal = journal_of(folder)
     found = [
         _entry(folder, setup, trial, journal.at_work, dataset_hash=dataset_hash) for trial in journal.trials.values()
     ]

@@ -1,7 +1,7 @@
 """Trainings beside each other, the best first: what an experiment or a sweep has come to."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 from onestage.errors import InputError
 from onestage.tracking.client import check, client
 from onestage.tracking.redaction import redact
-from onestage.tracking.runs import METRIC_TAG, POINT_TAG, REASON_TAG, SCORE_TAG, STATE_TAG, SWEEP_TAG, TRIAL_TAG
+from onestage.tracking.runs import (
+    GPU_HOURS_TAG,
+    METRIC_TAG,
+    POINT_TAG,
+    REASON_TAG,
+    SCORE_TAG,
+    STATE_TAG,
+    SWEEP_TAG,
+    TRIAL_TAG,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -44,6 +53,13 @@ class Entry:
     state: str | None = None  # the sweep's word on it: done, stopped, failed, lost, cut, running
     reason: str | None = None
     point: Mapping[str, str | float] = field(default_factory=dict)
+
+
+def best_of(found: Sequence[Entry]) -> Entry | None:
+    """Of a sweep's trials, the best first: one trained to its end, or else one that was stopped or cut before."""
+    scored = [one for one in found if one.score is not None]
+    ended = [one for one in scored if one.state == "done"]
+    return next(iter([*ended, *(one for one in scored if one.state not in ("failed", "lost"))]), None)
 
 
 def in_short(point: Mapping[str, str | float]) -> str:
@@ -108,6 +124,7 @@ def _entry(run: "Run", metric: str) -> Entry:
     started, ended = (None if at is None else at / 1000 for at in (run.info.start_time, run.info.end_time))
     workers = _number(params.get("cluster.num_workers")) or 1
     gpus = max(_number(params.get("cluster.gpus_per_worker")) or 0, 1)
+    hours = (ended - started) / 3600 * workers * gpus if started and ended else None
     epoch = metrics.get("epoch")
     point: dict[str, Any] = json.loads(tags.get(POINT_TAG, "{}"))
     return Entry(
@@ -121,7 +138,7 @@ def _entry(run: "Run", metric: str) -> Entry:
         low=low,
         high=high,
         epochs=None if epoch is None else int(epoch) + 1,
-        gpu_hours=(ended - started) / 3600 * workers * gpus if started and ended else None,
+        gpu_hours=_number(tags.get(GPU_HOURS_TAG)) or hours,
         latency_ms=metrics.get("perf/latency_ms"),
         started=started,
         ended=ended,

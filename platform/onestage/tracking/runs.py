@@ -1,5 +1,6 @@
 """Runs in MLflow as the driver handles them: opened, found again, ended, and declared dead when their process is."""
 
+import json
 import os
 import posixpath
 import re
@@ -44,6 +45,7 @@ TRIAL_TAG: Final = "onestage.trial"
 POINT_TAG: Final = "onestage.point"
 STATE_TAG: Final = "onestage.state"
 SCORE_TAG: Final = "onestage.score"
+GPU_HOURS_TAG: Final = "onestage.gpu_hours"  # of a trial, without the time in which its sweep was cut
 METRIC_TAG: Final = "onestage.metric"  # which validation number the score is
 JOB_TAG: Final = "onestage.job"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
@@ -113,6 +115,11 @@ def tell(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
     except Exception:
         return False
     return True
+
+
+def point_tags(point: Mapping[str, str | float]) -> dict[str, str]:
+    """What a trial has of what its sweep varies; under PBT it changes."""
+    return {POINT_TAG: json.dumps(point), **{f"point.{key}": str(value) for key, value in point.items()}}
 
 
 def last_unfinished(uri: str, experiment: str) -> str | None:

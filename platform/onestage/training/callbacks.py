@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from onestage.drawing import draw, side_by_side
@@ -152,8 +153,9 @@ class Progress(Callback):
         if trainer.is_global_zero:
             self._tell(trainer, pl_module)
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "best/"))}
-            epoch, step = trainer.current_epoch + 1, trainer.global_step
-            self.sink({"validated": {"epoch": epoch, "step": step, "metrics": metrics}})
+            # Of a training that had ended before, the epochs are counted already.
+            epochs = trainer.current_epoch + (trainer.state.fn == TrainerFn.FITTING)
+            self.sink({"validated": {"epoch": epochs, "step": trainer.global_step, "metrics": metrics}})
 
 
 class Pictures(Callback):

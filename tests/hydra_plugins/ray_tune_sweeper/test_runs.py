@@ -151,6 +151,25 @@ def test_a_lost_trial_runs_again(sweep: Runner) -> None:
     assert [(trial.state, trial.starts) for trial in journal.trials.values()] == [("done", 2), ("done", 1)]
 
 
+def test_one_that_the_app_calls_lost_runs_again_and_lost_twice_it_is_left_for_a_resume(sweep: Runner) -> None:
+    def task(cfg: DictConfig) -> float:
+        from hydra.core.hydra_config import HydraConfig
+
+        from hydra_plugins.ray_tune_sweeper._trial import Lost
+
+        mark = Path(HydraConfig.get().runtime.output_dir) / "been here"
+        if cfg.foo == 2 or not mark.exists():
+            mark.touch()
+            raise Lost("no machine for it")
+        return float(cfg.foo)
+
+    _, journal = sweep(task, "foo=1,2")
+    first, second = journal.trials.values()
+    assert (first.state, first.starts, first.value) == ("done", 2, 1.0)
+    assert (second.state, second.starts, second.reason) == ("lost", 2, "no machine for it")
+    assert journal.unfinished() == [second]
+
+
 def test_out_of_time_it_ends_with_the_best_so_far(sweep: Runner) -> None:
     def task(cfg: DictConfig) -> float:
         from ray import tune

@@ -68,7 +68,29 @@ def test_one_that_goes_on_is_judged_where_it_goes_on(journal: Journal) -> None:
 
 def test_at_the_last_rung_a_trial_ends_by_itself(journal: Journal) -> None:
     asha = scheduler(journal, scheduler="asha", asha={"max_t": 3})
-    assert decides(asha, 0.1, step=3) == TrialScheduler.CONTINUE
+    assert decides(asha, 99.0, step=3) == TrialScheduler.CONTINUE
+    assert decides(asha, 99.0, number=8, step=1) == TrialScheduler.STOP
+
+
+def test_one_that_was_lost_and_runs_again_counts_once(journal: Journal) -> None:
+    """At rungs 1 and 3, which it had reached, its second life's id stands alone."""
+    asha = scheduler(journal, scheduler="asha")
+    controller = SimpleNamespace(_tune_controller=SimpleNamespace())
+    for life in ("first", "second"):
+        trial = Running()
+        trial.trial_id, trial.custom_trial_name = life, "4"
+        asha.on_trial_add(controller, trial)
+    lives = [set(recorded) & {"first", "second"} for _, recorded in asha._brackets[0]._rungs]  # the lowest rung last
+    assert lives[-2:] == [{"second"}] * 2 and not any(lives[:-2])
+
+
+def test_the_median_of_one_that_goes_on_is_of_all_its_results(journal: Journal) -> None:
+    """Trial 4 had 5 thrice before it was cut."""
+    median = scheduler(journal, scheduler="median")
+    trial = Running()
+    trial.trial_id, trial.custom_trial_name = "again", "4"
+    median.on_trial_add(SimpleNamespace(_tune_controller=SimpleNamespace()), trial)
+    assert [one["loss"] for one in median._results[trial]] == [5.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,10 @@ def test_a_draw_depends_on_seed_number_and_its_own_parameter_alone() -> None:
     assert {key: more.draw(0, 7)[key] for key in ("a", "b")} == one.draw(0, 7)
 
 
+def test_of_rising_numbers_that_someone_chose_every_one_is_probed() -> None:
+    assert [point["size"] for point in space("size=2,2.5,8").probes()] == ["2", "2.5", "8"]
+
+
 def test_probes_hold_every_choice_and_the_ends_of_what_has_an_order() -> None:
     one = space(
         "kind=a,b,c", "n=range(0,100)", lr={"values": "interval(1,2)", "when": {"sub": 5}},
