@@ -4,9 +4,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Tests that only compute, two at a time; the others start clusters, and some look at the clock.
-COMPUTING := tests/contract tests/detectors tests/weights tests/nn tests/anchors tests/data tests/test_fitting.py
-
 .PHONY: setup quickstart test test-all test-cluster check format constraints clean
 
 setup: $(READY)
@@ -30,8 +27,7 @@ test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not cluster'
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow $(COMPUTING)
-	$(BIN)/pytest -m 'slow and not cluster' $(COMPUTING:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'slow and not cluster'
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster

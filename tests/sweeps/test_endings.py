@@ -1,6 +1,8 @@
 """How a sweep ends and goes on, without its trainings: exit codes, what a resume may change, what MLflow is told."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,3 +82,9 @@ def test_a_damaged_journal_is_one_line_and_hides_no_other_sweep(sweep_folder: Ma
         status.mended("one", storage)
     (listed,) = status.all_of(storage)
     assert "damaged" in listed.state
+
+
+def test_ray_is_not_imported_before_its_token_is_set() -> None:
+    """A Ray of our own takes its token from the environment, which Ray reads when it is imported."""
+    code = "import sys, onestage.sweeps.sweep; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

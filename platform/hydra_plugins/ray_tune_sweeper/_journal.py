@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from hydra_plugins.ray_tune_sweeper._space import Point
 
 NAME: Final = "trials.jsonl"
+OUT_OF_TIME: Final = ("hours", "trial_hours")  # why a sweep ended that may go on
 LOOK_S: Final = 1.0
 """Those who only look whether a sweep is at work hold its lock for a moment."""
 

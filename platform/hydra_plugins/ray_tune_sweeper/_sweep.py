@@ -19,10 +19,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ray import tune
 
 from hydra_plugins.ray_tune_sweeper import _cluster, _schedule, _search
-from hydra_plugins.ray_tune_sweeper._journal import Journal, Trial
+from hydra_plugins.ray_tune_sweeper._journal import OUT_OF_TIME, Journal, Trial
 from hydra_plugins.ray_tune_sweeper._space import Choices, Point, Space, parse
 from hydra_plugins.ray_tune_sweeper._trial import Composed, HydraTrial, Job
-from hydra_plugins.ray_tune_sweeper._watch import OUT_OF_TIME, Recorder, Stop
+from hydra_plugins.ray_tune_sweeper._watch import Recorder, Stop
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 TUNES_OWN = {*AUTO_RESULT_KEYS, "should_checkpoint", "done", "trial_id"} - {"training_iteration", "time_total_s"}
 WAITING_S = 10.0
-OUT_OF_TIME = ("hours", "trial_hours")
 
 
 class Stop(Stopper):

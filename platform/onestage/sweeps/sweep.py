@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from hydra_plugins.ray_tune_sweeper._watch import OUT_OF_TIME
+from hydra_plugins.ray_tune_sweeper._journal import OUT_OF_TIME
 from onestage.cluster import connection, launch, resources
 from onestage.cluster.preflight import num_gpus
 from onestage.cluster.ray_train import share_gpus

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from hydra_plugins.ray_tune_sweeper._trial import Lost
 from onestage.cluster import launch, ray_train
 from onestage.cluster.board import Validated
 from onestage.cluster.preflight import check
@@ -46,6 +45,8 @@ def run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """PBT begins a trial's next life while the one before still saves: this waits for its end."""
+    from hydra_plugins.ray_tune_sweeper._trial import Lost  # imports Ray, as nobody may before its token is set
+
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=FAREWELL_S):
@@ -55,6 +56,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
+    from hydra_plugins.ray_tune_sweeper._trial import Lost
+
     setup = Setup.load(folder.parent)
     config["cluster"] |= {key: setup.cluster[key] for key in ("cpus_per_worker", "gpus_per_worker")}
     state = State.load(folder)
