@@ -19,7 +19,7 @@ from onestage.tracking import registry, runs
 from onestage.tracking.client import client
 from onestage.tracking.leaderboard import entries
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 SMALL = [
@@ -57,7 +57,7 @@ def start(tmp_path: Path) -> Start:
     return run
 
 
-def ended(process: subprocess.Popen[str], code: int, seconds: float = 420) -> tuple[str, str]:
+def ended(process: subprocess.Popen[str], code: int, seconds: float = 800) -> tuple[str, str]:
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == code, err
     assert "Traceback" not in err, err
@@ -96,7 +96,7 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
         trials = Journal.read(folder).trials.values()
         return any(one.ended for one in trials) and any(one.results for one in trials if not one.ended)
 
-    until(under_way, 240)
+    until(under_way, 400)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     before = Journal.read(folder).trials

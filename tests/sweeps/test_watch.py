@@ -74,6 +74,19 @@ def test_what_was_cut_is_neither_done_nor_lost(sweep_folder: Make) -> None:
     assert (found.state, found.status, found.score) == ("cut", "KILLED", 0.2)
 
 
+def test_a_sweep_that_goes_on_does_not_repeat_what_was_said(sweep_folder: Make) -> None:
+    folder = sweep_folder({0: ("done", 0.5), 1: ("unfinished", 0.25)})
+    watch = Watch(folder, Setup.load(folder), cast(Plan, None))
+    watch.console = Console(width=120, file=io.StringIO())
+    watch._look()
+    journal = Journal.open(folder)
+    journal.add("end", trial=1, state="done", value=0.25)
+    journal.close()
+    watch._look()
+    assert isinstance(watch.console.file, io.StringIO)
+    assert watch.console.file.getvalue().splitlines() == ["#1 done: epoch 3, val/map 0.2500 (best: 0.5000 of #0)"]
+
+
 def test_what_a_trial_waits_for_is_said_once_each_time(sweep_folder: Make) -> None:
     folder = sweep_folder({0: ("unfinished", None)})
     watch = Watch(folder, Setup.load(folder), cast(Plan, None))

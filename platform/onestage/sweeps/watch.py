@@ -37,7 +37,8 @@ class Watch(threading.Thread):
         self.folder, self.setup, self.plan = folder, setup, plan
         self.console = Console(stderr=True)
         self.over = threading.Event()
-        self.told: dict[int, str] = {}  # by trial, the state that MLflow and the terminal know
+        # By trial, the state that MLflow and the terminal know: of a sweep that goes on, those that have ended.
+        self.told: dict[int, str] = {one.number: one.state for one in journal_of(folder).trials.values() if one.ended}
         self.waiting: set[int] = set()  # trials whose wait was said
         self.read: tuple[int, Journal] | None = None  # with the size that its file had
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
