@@ -73,6 +73,18 @@ def test_runs_whose_end_never_arrived_are_ended_with_the_sweepers_words(sweep_fo
     assert status.mend(folder, setup, journal_of(folder)) == []
 
 
+def test_a_server_that_is_away_is_asked_once(
+    sweep_folder: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep_folder(dict.fromkeys(range(5), ("stopped", 0.25)), tracking_uri="http://127.0.0.1:9")
+    asked: list[str] = []
+    monkeypatch.setattr(runs, "end_if_running", lambda uri, run, reason: False)
+    monkeypatch.setattr(runs, "tell", lambda uri, run, tags: bool(asked.append(run)))
+    assert status.mend(folder, Setup.load(folder), journal_of(folder)) == []
+    assert asked == ["run0"]
+    assert "onestage sweep status one" in capsys.readouterr().err
+
+
 def test_a_damaged_journal_is_one_line_and_hides_no_other_sweep(sweep_folder: Make, tmp_path: Path) -> None:
     folder = sweep_folder({0: ("done", 0.5)})
     lines = (folder / NAME).read_text().splitlines()

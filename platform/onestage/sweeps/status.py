@@ -1,5 +1,6 @@
 """How a sweep stands, seen from outside of it; and what a crash left untrue in MLflow, made true."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,10 @@ def mended(name: str, storage: str) -> Status:
 
 
 def mend(folder: Path, setup: Setup, journal: "Journal") -> list[str]:
-    """Makes the trials' runs in MLflow what the journal of a sweep at rest says; those that were RUNNING still."""
+    """Makes the trials' runs in MLflow what the journal of a sweep at rest says; those that were RUNNING still.
+
+    Where the server does not answer it is not asked for the other trials.
+    """
     were_running: list[str] = []
     for trial in journal.trials.values():
         state = State.load(folder / str(trial.number))
@@ -65,7 +69,10 @@ def mend(folder: Path, setup: Setup, journal: "Journal") -> list[str]:
             continue
         if runs.end_if_running(setup.tracking_uri, state.run_id, "its sweep ended without a word"):
             were_running.append(state.run_id)
-        mark(setup, trial, state)
+        if not mark(setup, trial, state):
+            words = f"MLflow is away: `onestage sweep status {setup.name}` sets the runs' states later"
+            print(f"onestage: {words}", file=sys.stderr)
+            break
     return were_running
 
 

@@ -122,19 +122,20 @@ class Watch(threading.Thread):
         mark(self.setup, trial, state)
 
 
-def mark(setup: Setup, trial: "Trial", state: State) -> None:
-    """Says in MLflow how a trial ended; where the server is away, `onestage sweep status` does so later."""
+def mark(setup: Setup, trial: "Trial", state: State) -> bool:
+    """Says in MLflow how a trial ended. False where the server is away: `onestage sweep status` does so later."""
     if setup.tracking_uri is None or state.run_id is None:
-        return
+        return True
     hours = trial.spent_s / 3600 * setup.gpus_of_trial
     tags = {runs.STATE_TAG: trial.state, runs.GPU_HOURS_TAG: f"{hours:.6f}", **runs.point_tags(trial.point)}
     if state.score is not None:
         tags |= {runs.SCORE_TAG: repr(state.score), runs.METRIC_TAG: setup.metric}
     if trial.reason is not None:
         tags[runs.REASON_TAG] = trial.reason
-    runs.tell(setup.tracking_uri, state.run_id, tags)
-    if trial.state == "lost":
+    told = runs.tell(setup.tracking_uri, state.run_id, tags)
+    if told and trial.state == "lost":
         runs.end_if_running(setup.tracking_uri, state.run_id, trial.reason or "its process was lost")
+    return told
 
 
 def overview(folder: Path, setup: Setup, journal: "Journal") -> Group:

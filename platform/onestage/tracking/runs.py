@@ -109,9 +109,10 @@ def end_if_running(uri: str, run_id: str, reason: str) -> bool:
 
 def tell(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
     """Tags on a run of whatever process. False when the store could not be told; never raises."""
+    from mlflow.entities import RunTag
+
     try:
-        for key, value in tags.items():
-            client(uri).set_tag(run_id, key, redact(value))
+        client(uri).log_batch(run_id, tags=[RunTag(key, redact(value)) for key, value in tags.items()])
     except Exception:
         return False
     return True
