@@ -1,9 +1,11 @@
 """``onestage sweep …`` and ``onestage train -m …``: many trainings, and which of them to keep."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from onestage.errors import DONE, InputError
@@ -60,17 +62,56 @@ def sweep(arguments: Sequence[str]) -> int:
         raise InputError("--dry-run is for a sweep that has not begun: leave resume NAME out")
     if "--dry-run" in flags:
         return _dry_run(overrides, as_json)
+    if verb == "resume" and len(names) != 1:
+        raise InputError("name one sweep: onestage sweep resume NAME")
     if (code := _elsewhere([*([verb] if names else []), *names], overrides)) is not None:
         return code
+    from onestage.sweeps import supervisor
+
+    if supervisor.is_watched():
+        with supervisor.own_end():
+            return _here(names, overrides, as_json)
+    if (code := _watched(names, overrides, flags)) is not None:
+        return code
+    return _here(names, overrides, as_json)
+
+
+def _here(names: Sequence[str], overrides: Sequence[str], as_json: bool) -> int:
+    """A new sweep, or the one of that name, in this process."""
     from onestage.sweeps import sweep as sweeps
 
-    if verb == "start":
-        outcome = sweeps.start(overrides)
-    elif len(names) == 1:
-        outcome = sweeps.resume(names[0], overrides, storage=_storage(overrides))
-    else:
-        raise InputError("name one sweep: onestage sweep resume NAME")
+    outcome = sweeps.resume(names[0], overrides, storage=_storage(overrides)) if names else sweeps.start(overrides)
     return _told(outcome, as_json)
+
+
+def _watched(names: Sequence[str], overrides: Sequence[str], flags: Sequence[str]) -> int | None:
+    """On a cluster, the exit code of the sweep in a process that may be lost; None where it has a Ray of its own."""
+    from onestage.cluster.job import JOB_VARIABLE
+    from onestage.cluster.restarts import Restarts
+    from onestage.config import compose, merged
+    from onestage.config.space import fixed
+    from onestage.sweeps import supervisor
+    from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of
+
+    storage = _storage(overrides)
+    before = Setup.load(folder_of(storage, names[0])).overrides if names else []
+    config = compose("train", fixed(merged(before, overrides)))
+    if config["cluster"]["kind"] != "ray" or JOB_VARIABLE in os.environ:  # a job is lost with its head as a whole
+        return None
+    name = names[0] if names else config["sweep"]["name"] or f"{datetime.now():%m%d-%H%M%S}"
+    folder = folder_of(storage, name)
+    goes_on = ["resume", name, f"storage={storage}", *flags]
+    first = ["resume", name, *overrides, *flags] if names else [*overrides, f"sweep.name={name}", *flags]
+
+    def reached() -> int:
+        return sum(len(trial.results) + trial.ended for trial in journal_of(folder).trials.values())
+
+    return supervisor.run(
+        first,
+        again=lambda: goes_on if (folder / SETUP).exists() else first,
+        reached=reached,
+        restarts=Restarts(limit=config["cluster"]["max_failures"], backoff_s=config["cluster"]["backoff_s"]),
+    )
 
 
 def _elsewhere(names: Sequence[str], overrides: Sequence[str]) -> int | None:

@@ -1,9 +1,11 @@
 """A sweep from its command line to its leaderboard."""
 
+import math
 import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from onestage.tracking.tracker import store_uri
 
 SHARE_OF_NODE: Final = 0.0001
 """Of the resource that this machine alone has: the trials' own processes lie beside the driver, with their files."""
+SAY_EVERY_S: Final = 10.0
 MAY_CHANGE: Final = ("budget.", "cluster", "sweep.max_concurrent", "sweep.retries", "storage", "output")
 """What a sweep that goes on may be given anew: nothing that would make its trials incomparable."""
 
@@ -178,8 +181,13 @@ def _fixed_settings(made: Plan, name: str, folder: Path, *, resumed: bool) -> li
 def _ray(cluster: dict[str, Any]) -> Iterator[None]:
     """The cluster that the config names: a Ray of this machine that ends with the sweep, or one that is there."""
 
+    said = -math.inf
+
     def say(text: str) -> None:
-        print(f"onestage: {text}", file=sys.stderr)
+        nonlocal said
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            print(f"onestage: {text}", file=sys.stderr)
 
     if cluster["kind"] == "ray":
         with connection.attached(cluster, wait_s=cluster["wait"] * 60, say=say):
