@@ -4,6 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Slow tests that compute, two files at a time, the longest first; the others start clusters, and want the machine.
+COMPUTING := tests/test_quickstart.py tests/contract tests/detectors tests/weights tests/nn tests/anchors tests/data \
+  tests/training tests/test_fitting.py tests/test_cli.py tests/test_cli_anchors.py tests/bench
+
 .PHONY: setup quickstart test test-all test-cluster check format constraints clean
 
 setup: $(READY)
@@ -27,7 +31,8 @@ test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not cluster'
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'slow and not cluster'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(COMPUTING)
+	$(BIN)/pytest -m 'slow and not cluster' $(COMPUTING:%=--ignore=%)
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster

@@ -1,5 +1,7 @@
 """Jobs: what goes to the cluster, and what a job that was sent there does."""
 
+import asyncio
+import builtins
 import json
 import os
 import shutil
@@ -8,8 +10,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -102,6 +107,42 @@ class TestAddressOf:
 def test_a_server_that_is_away_is_one_line() -> None:
     with pytest.raises(InputError, match=r"^no Ray dashboard at http://\*\*\*@127\.0\.0\.1:9 "):
         jobs.Jobs("http://ann:pw@127.0.0.1:9")
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b"no json"])
+def test_a_server_that_is_no_rays_is_one_line(answer: bytes) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=r"does not take the request|no Ray dashboard") as refused:
+            jobs.Jobs(f"http://127.0.0.1:{server.server_port}").listed()
+        server.shutdown()
+    assert "\n" not in str(refused.value)
+
+
+def test_following_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `onestage logs -f JOB | head -1`."""
+
+    async def lines(job: str) -> AsyncIterator[str]:
+        yield "one\n"
+
+    def nobody_reads(*words: Any, **how: Any) -> None:
+        raise BrokenPipeError
+
+    following = object.__new__(jobs.Jobs)
+    running = SimpleNamespace(value="RUNNING")
+    following._client = SimpleNamespace(get_job_status=lambda job: running, tail_job_logs=lines)
+    monkeypatch.setattr(builtins, "print", nobody_reads)
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(following._tail("job"))
 
 
 STOPPED = """
@@ -198,7 +239,7 @@ def test_a_training_is_followed_evaluated_and_listed(user: User, digits: Path) -
     run = run_of(log)
     evaluation, result = user.run("submit", "evaluate", run, "split=test", "--follow")[0].split("\n", 1)
     assert "test/map" in result and result == user.run("logs", evaluation)[0]
-    shown = user.json("status", job)
+    shown = next(told for _ in range(5) if (told := user.json("status", job))["mlflow"] is not None)  # it has a limit
     assert (shown["state"], shown["exit_code"], shown["mlflow"]) == ("succeeded", 0, run)
     listed = user.run("list")[0].splitlines()
     assert [line.split()[0] for line in listed[:2]] == [evaluation, job]

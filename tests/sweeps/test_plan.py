@@ -44,6 +44,7 @@ def of(digits: Path, *overrides: str) -> list[str]:
         ),
         (["seed=1,2", "sweep.scheduler=asha", "trainer.max_epochs=2"], "sweep.asha.grace_epochs=3 is beyond trainer."),
         (["seed=1,2", "sweep.scheduler=asha", "sweep.asha.reduction=1"], "reduction > 1"),
+        (["seed=1,2", "name=night"], "sweep.name=… names the sweep"),
         (["seed=1,2", "sweep.max_concurrent=0"], "at least 1"),
         (["seed=1,2", "sweep.name=../../x"], "letters, digits"),
         (["seed=1,2", "sweep.name='a,b'"], "letters, digits"),

@@ -3,14 +3,12 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import pytest
 from rich.console import Console
 
 from hydra_plugins.ray_tune_sweeper._journal import Journal
 from onestage.sweeps.folder import Setup, State
-from onestage.sweeps.plan import Plan
 from onestage.sweeps.watch import Watch, entries, overview
 
 Make = Callable[..., Path]
@@ -76,7 +74,7 @@ def test_what_was_cut_is_neither_done_nor_lost(sweep_folder: Make) -> None:
 
 def test_a_sweep_that_goes_on_does_not_repeat_what_was_said(sweep_folder: Make) -> None:
     folder = sweep_folder({0: ("done", 0.5), 1: ("unfinished", 0.25)})
-    watch = Watch(folder, Setup.load(folder), cast(Plan, None))
+    watch = Watch(folder, Setup.load(folder))
     watch.console = Console(width=120, file=io.StringIO())
     watch._look()
     journal = Journal.open(folder)
@@ -89,7 +87,7 @@ def test_a_sweep_that_goes_on_does_not_repeat_what_was_said(sweep_folder: Make) 
 
 def test_what_a_trial_waits_for_is_said_once_each_time(sweep_folder: Make) -> None:
     folder = sweep_folder({0: ("unfinished", None)})
-    watch = Watch(folder, Setup.load(folder), cast(Plan, None))
+    watch = Watch(folder, Setup.load(folder))
     watch.console = Console(width=120, file=io.StringIO())
 
     def look(doing: str) -> None:

@@ -9,6 +9,8 @@ from hydra.errors import HydraException
 
 Resources = Mapping[str, float]
 
+TRIFLE = 2**20  # bytes of memory, asked for only because Ray Tune wants a trial to ask for something
+
 
 @contextmanager
 def connected() -> Iterator[None]:
@@ -51,6 +53,6 @@ def named(resources: Resources) -> str:
     said = [
         f"{amount / 2**30:.3g} GiB of memory" if key == "memory" else f"{amount:g} {key}"
         for key, amount in sorted(resources.items(), key=lambda one: one[0] == "memory")
-        if amount and not key.startswith(own)
+        if amount and not key.startswith(own) and not (key == "memory" and amount < TRIFLE)
     ]
     return ", ".join(said) or "nothing"

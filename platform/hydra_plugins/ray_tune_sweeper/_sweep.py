@@ -78,7 +78,8 @@ class Sweep:
                 self.journal, strategy, trials=self.settings.trials, space=self.space, suggestion=self._suggestion
             )
             scheduler = _schedule.build(self.settings, self.journal, self.space, self._suggestion, self.metric)
-            stop = Stop(self.journal, self.folder, hours=self.settings.hours, trial_hours=self.settings.trial_hours)
+            hours, trial_hours, stop_s = self.settings.hours, self.settings.trial_hours, self.settings.stop_s
+            stop = Stop(self.journal, self.folder, hours=hours, trial_hours=trial_hours, stop_s=stop_s)
             with _cluster.connected(), stop.on_signals():
                 self._tune(search, scheduler, stop)
             return self._results(stop)

@@ -33,9 +33,16 @@ class Stop(Stopper):
     """Ends the whole sweep: out of time, asked to by a signal, or because it can't be what was meant."""
 
     def __init__(
-        self, journal: Journal, folder: Path, *, hours: float | None = None, trial_hours: float | None = None
+        self,
+        journal: Journal,
+        folder: Path,
+        *,
+        stop_s: float,
+        hours: float | None = None,
+        trial_hours: float | None = None,
     ) -> None:
         self.journal = journal
+        self.stop_s = stop_s
         self.mark = folder / STOPPING
         self.mark.unlink(missing_ok=True)
         self.deadline = time.time() + hours * 3600 if hours else math.inf
@@ -66,7 +73,7 @@ class Stop(Stopper):
         def ask(number: int, frame: Any) -> None:
             self.reason, self.signal = "interrupted", number
             signal.signal(number, former[number])
-            log.warning("stopping: running trials have until their next report, or the limit; once more: at once")
+            log.warning(f"stopping: running trials have {self.stop_s:g} s to end; once more: at once")
 
         if current_thread() is main_thread():
             former = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     """The verb's parser, for the command line."""
     board = verbs.add_parser("leaderboard", help="an experiment's trainings, the best first")
-    board.add_argument("experiment", metavar="EXPERIMENT", help="of MLflow; `onestage` where none was named")
+    board.add_argument(
+        "experiment", nargs="?", metavar="EXPERIMENT", help="of MLflow (default: tracking.experiment, onestage)"
+    )
     board.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="tracking.uri=…")
     board.add_argument("--sweep", help="only the trials of this sweep")
     board.add_argument("--csv", metavar="FILE", help="as comma-separated values; - for stdout")
@@ -32,14 +34,18 @@ def _leaderboard(options: argparse.Namespace) -> int:
     from onestage.tracking.leaderboard import entries
     from onestage.tracking.tracker import store_uri
 
-    uri = store_uri(compose("train", options.overrides))
+    if "=" in (options.experiment or ""):  # none was named
+        options.overrides.insert(0, options.experiment)
+        options.experiment = None
+    config = compose("train", options.overrides)
+    experiment, uri = options.experiment or config["tracking"]["experiment"], store_uri(config)
     if uri is None:
         raise InputError("tracking=none keeps no runs to compare")
-    found = entries(uri, options.experiment, sweep=options.sweep)
+    found = entries(uri, experiment, sweep=options.sweep)
     if len({one.dataset_hash for one in found if one.score is not None}) > 1:
         print("onestage: not all of them were scored on the same data: compare within a dataset", file=sys.stderr)
     if options.json:
-        print(json.dumps({"experiment": options.experiment, "runs": [asdict(one) for one in found]}))
+        print(json.dumps({"experiment": experiment, "runs": [asdict(one) for one in found]}))
     elif options.csv is not None:
         _write(found, options.csv)
     else:
@@ -69,7 +75,7 @@ def show(found: Sequence["Entry"]) -> None:
     for name in (
         "",
         "run",
-        "score",
+        found[0].metric if found else "score",
         "95 %",
         "epochs",
         "GPU-h",

@@ -24,6 +24,7 @@ Many trainings, as trials of Ray Tune on one cluster, and the best of them. What
   onestage sweep optimizer.lr='tag(log, interval(1e-4, 1e-1))' budget.trials=20 data.root=…
   onestage sweep sweep=all_detectors budget.hours=8 data.root=… cluster=ray        a ready space: {spaces}
 
+  sweep.name=…                           of its folder and of its run in MLflow; else the time
   sweep.search=grid|random|optuna        null: grid, or random where there is an interval
   sweep.scheduler=none|asha|median|pbt   when a trial is not worth going on with
   budget.trials=… budget.hours=… budget.gpu_hours=…   the first that is reached ends the sweep, with the best so far

@@ -162,6 +162,8 @@ class Jobs:
                     if read > shown:
                         print(redact(text[shown - read :]), end="", flush=True)
                         shown = read
+            except BrokenPipeError:  # nobody reads any more
+                raise
             except Exception as error:
                 if time.monotonic() - heard > AWAY_S:
                     raise InputError(
@@ -384,12 +386,14 @@ def _told(shown: str) -> Iterator[None]:
 
     try:
         yield
+    except InputError:
+        raise
     except AuthenticationError as error:
         raise InputError(
             f"the cluster at {shown} refuses the token: set RAY_AUTH_TOKEN_PATH=FILE, the file with its token "
             f"(of a cluster by `onestage cluster up`: clusters/NAME/token below its ~/.cache/onestage)"
         ) from error
-    except (RuntimeError, OSError) as error:  # requests' errors are OSErrors
+    except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:  # also of answers that are no Ray's
         raise InputError(f"the cluster at {shown} does not take the request: {_reason(error)}") from error
 
 

@@ -26,8 +26,8 @@ MAX_SHOWN: Final = 20
 class Forecast:
     """``trials``, ``epochs`` and ``gpu_hours`` are None where nothing bounds them, the last where nothing was measured.
 
-    ``epochs`` and ``gpu_hours`` are (at most, expected); ``images_per_s`` by detector. ``concurrent`` trials of
-    ``workers`` fit side by side.
+    ``epochs``, ``gpu_hours`` and ``hours`` (on this cluster) are (at most, expected); ``images_per_s`` by detector.
+    ``concurrent`` trials of ``workers`` fit side by side.
     """
 
     search: str
@@ -38,6 +38,7 @@ class Forecast:
     epochs: tuple[float, float] | None
     images_per_s: dict[str, float]
     gpu_hours: tuple[float, float] | None
+    hours: tuple[float, float] | None
     workers: str
     concurrent: int
 
@@ -48,11 +49,14 @@ def forecast(overrides: Sequence[str], *, probe: bool) -> Forecast:
     config, epochs = made.config, made.epochs()
     cluster = config["cluster"]
     speeds = _measured(made) if probe else {}
-    gpu_hours = None
+    gpu_hours = hours = None
+    concurrent = _concurrent(made)
     if epochs is not None and speeds:
         images = Manifest.load(config["data"]["root"]).splits["train"].num_samples
-        hours = statistics.fmean(images / speed for speed in speeds.values()) / 3600 * counted_gpus(cluster)
-        gpu_hours = (epochs[0] * hours, epochs[1] * hours)
+        epoch = statistics.fmean(images / speed for speed in speeds.values()) / 3600  # hours
+        gpu_hours = (epochs[0] * epoch * counted_gpus(cluster), epochs[1] * epoch * counted_gpus(cluster))
+        at_once = min(concurrent, made.trials or concurrent)
+        hours = (epochs[0] * epoch / at_once, epochs[1] * epoch / at_once)
     return Forecast(
         search=made.search,
         scheduler=made.settings["scheduler"],
@@ -62,8 +66,9 @@ def forecast(overrides: Sequence[str], *, probe: bool) -> Forecast:
         epochs=epochs,
         images_per_s=speeds,
         gpu_hours=gpu_hours,
-        workers=f"{cluster['num_workers']} workers of {_share(cluster)}",
-        concurrent=_concurrent(made),
+        hours=hours,
+        workers=f"{cluster['num_workers']} worker{'s' * (cluster['num_workers'] > 1)} of {_share(cluster)}",
+        concurrent=concurrent,
     )
 
 
@@ -134,9 +139,12 @@ def show(told: Forecast) -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("parameter", "values", "only with", title=f"{told.search} search, scheduler {told.scheduler}")
+    table = Table("parameter", "values", title=f"{told.search} search, scheduler {told.scheduler}")
+    if any(one["when"] for one in told.space.values()):
+        table.add_column("only with")
     for key, one in told.space.items():
-        table.add_row(key, _values(one["values"]), ", ".join(f"{k}={' or '.join(v)}" for k, v in one["when"].items()))
+        when = ", ".join(f"{k}={' or '.join(v)}" for k, v in one["when"].items())
+        table.add_row(*[key, _values(one["values"]), when][: len(table.columns)])
     console.print(table)
     if told.points is not None:
         varied = [[word for word in point if word.partition("=")[0] in told.space] for point in told.points]
@@ -150,9 +158,9 @@ def show(told: Forecast) -> None:
         console.print(f"epochs: at most {told.epochs[0]:g}, expected {told.epochs[1]:.3g}", highlight=False)
     for name, speed in told.images_per_s.items():
         console.print(f"{name}: {speed:.3g} images/s", highlight=False)
-    if told.gpu_hours is not None:
-        most, expected = told.gpu_hours
-        console.print(f"GPU-hours (of training): at most {most:.3g}, expected {expected:.3g}", highlight=False)
+    if told.gpu_hours is not None and told.hours is not None:
+        for what, (most, expected) in (("GPU-hours", told.gpu_hours), ("hours", told.hours)):
+            console.print(f"{what} of training: at most {most:.3g}, expected {expected:.3g}", highlight=False)
     elif told.epochs is not None:
         console.print("GPU-hours: say probe=true to have the steps measured", highlight=False)
 

@@ -97,6 +97,8 @@ def plan(overrides: Sequence[str]) -> Plan:
     if config["resume"]:
         raise InputError("resume=… goes on with one training; with a sweep: onestage sweep resume NAME")
     space = space_of("train", overrides)
+    if config["name"] is not None:
+        raise InputError(f"name={config['name']} would name every trial alike: sweep.name=… names the sweep")
     if not space.parameters:
         raise InputError("nothing varies: give choices (seed=1,2), an interval, or a space (sweep=lr)")
     for parameter in space.parameters:

@@ -78,7 +78,8 @@ def mend(folder: Path, setup: Setup, journal: "Journal") -> list[str]:
 
 def _status(folder: Path, setup: Setup, made_true: list[str]) -> Status:
     journal = journal_of(folder)
-    states = [trial.state for trial in journal.trials.values()]
+    unfinished = "running" if journal.at_work else "cut"
+    states = [trial.state if trial.state != "unfinished" else unfinished for trial in journal.trials.values()]
     best = journal.best(setup.sign)
     ended = f"ended ({journal.ended_because})" if journal.ended_because else "died"
     return Status(

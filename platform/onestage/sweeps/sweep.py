@@ -81,8 +81,11 @@ def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcom
     uri = store_uri(made.config)
     check_storage(made.config["storage"])
     folder.mkdir(parents=True, exist_ok=True)
-    with _ray(made.config["cluster"]):
-        cluster = made.config["cluster"]
+    most = f", at most {made.trials} trials" if made.trials else ""
+    cluster = made.config["cluster"]
+    where = f", on the cluster at {connection.resolved(cluster['address'])}" if cluster["kind"] == "ray" else ""
+    print(f"sweep {name}: {made.search} search{most}{where}, in {folder}", file=sys.stderr)
+    with _ray(cluster):
         own = _fixed_settings(made, name, folder, resumed=before is not None)
         parent = before.parent if before else None
         if parent is not None:
@@ -101,7 +104,7 @@ def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcom
             **({"started": before.started} if before else {}),
         )
         setup.save(folder)
-        watch = Watch(folder, setup, made)
+        watch = Watch(folder, setup)
         try:
             with _on_sigterm():
                 ended, code = _run_trials(watch, [*made.overrides, *own])

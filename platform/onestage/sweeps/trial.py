@@ -5,11 +5,12 @@ Its workers are Ray Train's, beside it on the cluster; Tune hears of it after ev
 
 import json
 import math
+import shlex
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -69,9 +70,13 @@ def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
         launch.reopen_run(setup.tracking_uri, state.run_id)
     else:
         config = check(config)
-        tags = _tags(setup, number, folder)
+        trial = journal_of(folder.parent).trials[number]
+        tags = _tags(setup, number) | runs.point_tags(trial.point)
+        tags["command"] = shlex.join(["onestage", "train", *trial.overrides])  # the same by itself
         name = f"{setup.name} #{number}"
         state.run_id = launch.open_run(setup.tracking_uri, config, name=name, tags=tags)
+        if setup.tracking_uri is not None:
+            runs.log_params(setup.tracking_uri, state.run_id, _groups(config, trial.point))
     state.save(folder)
     report = Report(state, setup, folder)
     if _take_over(config["storage"], state.run_id):
@@ -205,10 +210,18 @@ def _stop() -> Iterator[Stop]:
         over.set()
 
 
-def _tags(setup: Setup, number: int, folder: Path) -> dict[str, str]:
+def _tags(setup: Setup, number: int) -> dict[str, str]:
     return {
         **({"mlflow.parentRunId": setup.parent} if setup.parent else {}),
         runs.SWEEP_TAG: setup.name,
         runs.TRIAL_TAG: str(number),
-        **runs.point_tags(journal_of(folder.parent).trials[number].point),
     }
+
+
+def _groups(config: Mapping[str, Any], point: Mapping[str, str | float]) -> dict[str, str]:
+    """What a point chooses of groups, as `detector`; its other values are among a run's params anyway.
+
+    >>> _groups({"detector": {"width": 1.0}, "seed": 1}, {"detector": "ssd300", "seed": 2, "detector.width": 0.5})
+    {'detector': 'ssd300'}
+    """
+    return {key: str(value) for key, value in point.items() if isinstance(config.get(key), Mapping)}

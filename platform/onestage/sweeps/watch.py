@@ -16,7 +16,6 @@ from rich.text import Text
 from onestage.cluster.launch import chosen
 from onestage.errors import DONE, FAILED, OUT_OF_BUDGET, WRONG_INPUT
 from onestage.sweeps.folder import WAITING, Setup, State, journal_of
-from onestage.sweeps.plan import Plan
 from onestage.tracking import runs
 from onestage.tracking.leaderboard import MAP, Entry, in_short
 
@@ -32,9 +31,9 @@ STYLES: Final = {"done": "green", "stopped": "dim", "failed": "red", "lost": "ye
 class Watch(threading.Thread):
     """Looks at a sweep's folder until its block is left, and then keeps the parent's run open for its last words."""
 
-    def __init__(self, folder: Path, setup: Setup, plan: Plan) -> None:
+    def __init__(self, folder: Path, setup: Setup) -> None:
         super().__init__(name="sweep-watch", daemon=True)
-        self.folder, self.setup, self.plan = folder, setup, plan
+        self.folder, self.setup = folder, setup
         self.console = Console(stderr=True)
         self.over = threading.Event()
         # By trial, the state that MLflow and the terminal know: of a sweep that goes on, those that have ended.
@@ -44,9 +43,6 @@ class Watch(threading.Thread):
         self.live = Live(console=self.console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
-        where = f"sweep {self.setup.name}: {self.plan.search} search"
-        most = f", at most {self.plan.trials} trials" if self.plan.trials else ""
-        self.console.print(f"{where}{most}, in {self.folder}", highlight=False, soft_wrap=True)
         if self.console.is_terminal:
             self.live.start()
         self.start()
@@ -127,7 +123,12 @@ def mark(setup: Setup, trial: "Trial", state: State) -> bool:
     if setup.tracking_uri is None or state.run_id is None:
         return True
     hours = trial.spent_s / 3600 * setup.gpus_of_trial
-    tags = {runs.STATE_TAG: trial.state, runs.GPU_HOURS_TAG: f"{hours:.6f}", **runs.point_tags(trial.point)}
+    tags = {
+        runs.STATE_TAG: trial.state,
+        runs.GPU_HOURS_TAG: f"{hours:.6f}",
+        runs.EPOCHS_TAG: str(state.epoch),
+        **runs.point_tags(trial.point),
+    }
     if state.score is not None:
         tags |= {runs.SCORE_TAG: repr(state.score), runs.METRIC_TAG: setup.metric}
     if trial.reason is not None:
@@ -156,7 +157,7 @@ def overview(folder: Path, setup: Setup, journal: "Journal") -> Group:
             f"{state.epoch}/{state.num_epochs}" if state.num_epochs else "",
             f"{state.loss:.3f}" if state.loss is not None else "",
             Text("" if score is None else f"{score:.4f}", style="bold green" if best and best is trial else ""),
-            _left(trial, state),
+            _left(trial, state) if journal.at_work else "",
             in_short(trial.point),
         )
     unfinished = "running" if journal.at_work else "cut"
@@ -210,5 +211,6 @@ def _entry(folder: Path, setup: Setup, trial: "Trial", at_work: bool, *, dataset
         trial=trial.number,
         state=trial.state if trial.state != "unfinished" else "running" if at_work else "cut",
         reason=trial.reason,
+        metric=setup.metric,
         point=trial.point,
     )

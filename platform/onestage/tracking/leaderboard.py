@@ -10,6 +10,7 @@ from onestage.errors import InputError
 from onestage.tracking.client import check, client
 from onestage.tracking.redaction import redact
 from onestage.tracking.runs import (
+    EPOCHS_TAG,
     GPU_HOURS_TAG,
     METRIC_TAG,
     POINT_TAG,
@@ -52,6 +53,7 @@ class Entry:
     trial: int | None = None  # its number in the sweep
     state: str | None = None  # the sweep's word on it: done, stopped, failed, lost, cut, running
     reason: str | None = None
+    metric: str = MAP  # what the score is
     point: Mapping[str, str | float] = field(default_factory=dict)
 
 
@@ -137,7 +139,7 @@ def _entry(run: "Run", metric: str) -> Entry:
         score=score,
         low=low,
         high=high,
-        epochs=None if epoch is None else int(epoch) + 1,
+        epochs=int(tags[EPOCHS_TAG]) if EPOCHS_TAG in tags else None if epoch is None else int(epoch) + 1,
         gpu_hours=_number(tags.get(GPU_HOURS_TAG)) or hours,
         latency_ms=metrics.get("perf/latency_ms"),
         started=started,
@@ -145,6 +147,7 @@ def _entry(run: "Run", metric: str) -> Entry:
         trial=int(tags[TRIAL_TAG]) if TRIAL_TAG in tags else None,
         state=tags.get(STATE_TAG),
         reason=tags.get(REASON_TAG),
+        metric=metric,
         point=point,
     )
 

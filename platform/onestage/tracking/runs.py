@@ -46,6 +46,7 @@ POINT_TAG: Final = "onestage.point"
 STATE_TAG: Final = "onestage.state"
 SCORE_TAG: Final = "onestage.score"
 GPU_HOURS_TAG: Final = "onestage.gpu_hours"  # of a trial, without the time in which its sweep was cut
+EPOCHS_TAG: Final = "onestage.epochs"  # of a trial, validated
 METRIC_TAG: Final = "onestage.metric"  # which validation number the score is
 JOB_TAG: Final = "onestage.job"
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
@@ -113,6 +114,17 @@ def tell(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
 
     try:
         client(uri).log_batch(run_id, tags=[RunTag(key, redact(value)) for key, value in tags.items()])
+    except Exception:
+        return False
+    return True
+
+
+def log_params(uri: str, run_id: str, params: Mapping[str, str]) -> bool:
+    """Params on a run of whatever process. False when the store could not be told; never raises."""
+    from mlflow.entities import Param
+
+    try:
+        client(uri).log_batch(run_id, params=[Param(key, redact(value)) for key, value in params.items()])
     except Exception:
         return False
     return True
