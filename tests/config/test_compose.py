@@ -36,6 +36,7 @@ def test_data_follows_the_detectors_input_size() -> None:
         ("detector.freeze_norm=1", "detector.freeze_norm must be true or false, got 1"),
         ("trainer.max_epochs=many", "trainer.max_epochs"),
         ("data.batch_size=2.5", "data.batch_size"),
+        ("budget.trials=many", "budget.trials=many; Value 'many' of type 'str' could not be converted to Integer"),
         ("+new=1", "new keys go under extra, as +extra.new"),
         ("+detector.new=1", "new keys go under extra"),
         ("seed", "missing EQUAL"),

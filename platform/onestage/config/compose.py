@@ -12,6 +12,9 @@ from typing import Any
 from onestage.config.folder import CONF, options
 from onestage.errors import InputError
 
+NOISE = ("object_type=", "reference_type=", "Set the environment", "See ")
+"""What Hydra and OmegaConf add that says nothing to whoever wrote an override."""
+
 
 def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config ``name`` with Hydra ``overrides``, resolved.
@@ -164,5 +167,9 @@ def first_lines(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if cause is not None:
         lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
-    seen = dict.fromkeys(line for line in lines if not line.startswith(("object_type=", "Set the environment", "See ")))
-    return "; ".join(seen)
+    kept: list[str] = []
+    for line in lines:
+        words = line.removeprefix("full_key: ")
+        if not words.startswith(NOISE) and not any(words in one for one in kept):
+            kept.append(words)
+    return "; ".join(kept)
