@@ -93,6 +93,21 @@ class TestBadInput:
         said = refused(capsys, "tracking=none", f"data.root={digits}", f"trainer.max_steps={steps}")
         assert f"trainer.max_steps must be at least 1, or -1 for no limit, got {steps}" in said
 
+    @pytest.mark.parametrize(
+        ("override", "least"),
+        [
+            ("trainer.val_every_epochs=0", 1),
+            ("checkpoint.keep=0", 1),
+            ("checkpoint.every_steps=-1", 0),
+            ("checkpoint.every_minutes=-1", 0),
+            ("cluster.cpus_per_worker=0", 1),
+            ("cluster.gpus_per_worker=-1", 0),
+        ],
+    )
+    def test_too_little(self, capsys: pytest.CaptureFixture[str], digits: Path, override: str, least: int) -> None:
+        said = refused(capsys, "tracking=none", f"data.root={digits}", override)
+        assert f"{override.partition('=')[0]} must be at least {least}, got " in said
+
     @pytest.mark.parametrize("precision", ["8-bit", "bf16-true", "16-true", "64-true"])
     def test_a_precision_that_nothing_trains_in(
         self, capsys: pytest.CaptureFixture[str], digits: Path, precision: str
@@ -109,6 +124,13 @@ class TestBadInput:
     def test_a_run_to_resume_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "no such run" in refused(capsys, "tracking=none", "resume=0123abcd")
         assert "no unfinished run" in refused(capsys, "tracking=none", "resume=last")
+
+    @pytest.mark.parametrize("content", ["", "{}", "[]", '{"overrides": null}'])
+    def test_a_run_to_resume_whose_config_is_damaged(self, capsys: pytest.CaptureFixture[str], content: str) -> None:
+        file = Path("runs/0123abcd/config.json")
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+        assert f"{file} is damaged" in refused(capsys, "tracking=none", "resume=0123abcd")
 
     def test_several_workers_in_one_process(self, capsys: pytest.CaptureFixture[str], digits: Path) -> None:
         said = refused(capsys, "cluster=none", "tracking=none", f"data.root={digits}", "cluster.num_workers=2")

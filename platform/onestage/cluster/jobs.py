@@ -318,16 +318,27 @@ def overrides_of_job(overrides: Sequence[str], config: Mapping[str, Any], *, her
     """
     kind = config["cluster"]["kind"]
     kept = [one for one in overrides if one.lstrip("+").partition("=")[0] not in SENT_OTHERWISE]
-    kept += [f"storage={config['storage']}", f"cluster={kind}"]
+    kept += [f"storage={_quoted(config['storage'])}", f"cluster={kind}"]
     kept += ["cluster.address=auto", "cluster.ship=false"] if kind == "ray" else []
     return [_absolute(one, here) for one in kept]
 
 
 def _absolute(override: str, here: Path) -> str:
+    """A path from the root, as Hydra reads it back.
+
+    >>> [_absolute(one, Path("/a (b)")) for one in ("data.root='my shards'", "data.root=s3://b/x", "seed=1")]
+    ["data.root='/a (b)/my shards'", 'data.root=s3://b/x', 'seed=1']
+    """
     key, _, value = override.partition("=")
-    if key.lstrip("+") not in PATHS or not value or value == "null" or "://" in value or value[0] in "/'\"":
+    if key.lstrip("+") not in PATHS or not value or value == "null" or "://" in value:
         return override
-    return f"{key}={here / value}"
+    if value[0] in "'\"" and value[-1] == value[0]:
+        value = value[1:-1].replace(f"\\{value[0]}", value[0])
+    return f"{key}={_quoted(str(here / value))}"
+
+
+def _quoted(path: str) -> str:
+    return path if re.fullmatch(r"[\w./:@%+~-]+", path) else "'" + path.replace("'", r"\'") + "'"
 
 
 def _info(details: Any) -> JobInfo:

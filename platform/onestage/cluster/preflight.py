@@ -14,6 +14,18 @@ from onestage.errors import InputError
 FITS: Final = ("letterbox", "stretch")
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")  # the weights are float32 in all of them
 
+LEAST: Final = {
+    ("data", "batch_size"): 1,
+    ("cluster", "num_workers"): 1,
+    ("cluster", "cpus_per_worker"): 1,
+    ("cluster", "gpus_per_worker"): 0,
+    ("trainer", "max_epochs"): 1,
+    ("trainer", "val_every_epochs"): 1,
+    ("checkpoint", "keep"): 1,
+    ("checkpoint", "every_steps"): 0,
+    ("checkpoint", "every_minutes"): 0,
+}
+
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
     """The config with paths made absolute and shares of the machine worked out.
@@ -60,9 +72,9 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         config["detector"]["weights"] = os.path.abspath(weights)  # workers have another current folder
         if not os.path.isfile(weights) and not _goes_on(config):
             raise InputError(f"detector.weights: no file {weights}")
-    for group, key in (("data", "batch_size"), ("cluster", "num_workers"), ("trainer", "max_epochs")):
-        if config[group][key] < 1:
-            raise InputError(f"{group}.{key} must be at least 1, got {config[group][key]}")
+    for (group, key), least in LEAST.items():
+        if config[group][key] is not None and config[group][key] < least:
+            raise InputError(f"{group}.{key} must be at least {least}, got {config[group][key]}")
     if config["trainer"]["precision"] not in PRECISIONS:
         raise InputError(
             f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {config['trainer']['precision']!r}"

@@ -19,7 +19,10 @@ def resumed(config: dict[str, Any], uri: str | None) -> dict[str, Any]:
     if stored is None:
         place = redacted(storage) if is_address(storage) else Path(storage).absolute()
         raise InputError(f"resume={run_id}: no such run under {place}; storage=… names another folder")
-    before = json.loads(stored.read_text())["overrides"]
+    try:
+        before = list(json.loads(stored.read_text())["overrides"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"resume={run_id}: {stored} is damaged: bring it back from a copy, or train anew") from error
     return compose("train", merged(before, config["overrides"], [f"resume={run_id}"]))
 
 
