@@ -177,5 +177,6 @@ def test_interrupted_it_saves_and_cut_by_gpu_hours_it_exits_with_3(digits: Path,
     after = Journal.read(folder).trials[0]
     assert after.starts == 2
     run = tmp_path / "runs" / state["run_id"]
-    assert events(run, "started")[1]["step"] == events(run, "interrupted")[0]["step"] > 0
+    # No step is lost: the checkpoint is of the last one, or of one later than what was last heard.
+    assert events(run, "started")[1]["step"] >= events(run, "interrupted")[0]["step"] > 0
     assert after.results[len(before.trials[0].results)]["epoch"] >= before.trials[0].results[-1]["epoch"]
