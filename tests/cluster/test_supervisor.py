@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -44,7 +45,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     def write(script: str) -> tuple[Job, list[dict[str, Any]]]:
         (package / "driver.py").write_text(DRIVER + textwrap.dedent(script))
         monkeypatch.setattr(supervisor, "DRIVER", [sys.executable, str(package / "driver.py")])
-        cluster = {"max_failures": 2, "backoff_s": 0.01}
+        cluster = {"max_failures": 2, "backoff_s": 0.01, "address": "auto"}
         return Job(config={"cluster": cluster}, run_id="r", folder=str(tmp_path), tracking_uri=None), []
 
     return write
@@ -114,7 +115,7 @@ def test_a_wish_to_stop_reaches_the_driver_as_its_signal(play: Play) -> None:
 
 def test_a_driver_that_was_begun_takes_the_first_job_alone(play: Play) -> None:
     job, said = play("say({'result': {'pid': os.getpid()}})")
-    with supervisor.begun() as run:
+    with supervisor.begun("auto") as run:
         first, second = (run(job, said.append, Stop())["pid"] for _ in range(2))
     assert first != second
 
@@ -122,6 +123,19 @@ def test_a_driver_that_was_begun_takes_the_first_job_alone(play: Play) -> None:
 def test_a_driver_without_a_job_ends_with_its_block(play: Play) -> None:
     play("")
     before = psutil.Process().children()
-    with supervisor.begun():
+    with supervisor.begun("auto"):
         (began,) = set(psutil.Process().children()) - set(before)
     assert not began.is_running()
+
+
+def test_a_driver_knows_its_clusters_token_before_it_imports_ray() -> None:
+    """Ray reads it then, and a cluster of ours refuses whoever shows none."""
+    code = """
+import sys
+from onestage.cluster import connection, driver
+connection.resolved = lambda address: address
+connection.show_token = lambda address: sys.exit("ray" in sys.modules or address != "here:1")
+sys.argv = ["driver", "here:1"]
+driver.main()
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

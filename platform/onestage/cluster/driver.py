@@ -10,9 +10,10 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from typing import Any, TextIO
 
-from onestage.cluster import ray_train
+from onestage.cluster import connection, ray_train
 from onestage.cluster.job import Job
 from onestage.cluster.resources import TooFewResources
 from onestage.cluster.stop import Preempted, Stop
@@ -23,6 +24,10 @@ from onestage.training.endings import Diverged
 
 def main() -> None:
     """Trains, and says as the last message how that ended."""
+    # Ray reads its token when it is imported; an address that is no use is told when the job asks for it.
+    with suppress(InputError):
+        connection.quiet()
+        connection.show_token(connection.resolved(sys.argv[1]))
     importlib.import_module("ray.train.torch")  # takes seconds, in which the parent gets the job ready
     line = sys.stdin.readline()
     if not line:  # there was none

@@ -83,7 +83,7 @@ def launch(config: dict[str, Any]) -> Outcome:
     """
     from onestage.tracking.tracker import store_uri
 
-    with _begun(config["cluster"]["kind"]) as by:
+    with _begun(config["cluster"]) as by:
         uri = store_uri(config)
         if config["resume"]:
             config = check(resumed(config, uri))
@@ -98,13 +98,13 @@ def launch(config: dict[str, Any]) -> Outcome:
             return train(job_of(config, run_id, uri), by=by, stop=stop, shown=ProgressBar)
 
 
-def _begun(kind: str) -> AbstractContextManager[Run]:
+def _begun(cluster: Mapping[str, Any]) -> AbstractContextManager[Run]:
     """Whoever has the workers; the driver on a cluster takes seconds to start, beside what is to be done before."""
-    if kind != "ray":
+    if cluster["kind"] != "ray":
         return contextlib.nullcontext(by_cluster)
-    from onestage.cluster import supervisor
+    from onestage.cluster import connection, supervisor
 
-    return supervisor.begun()
+    return supervisor.begun(connection.resolved(cluster["address"]))  # refused before a run is opened
 
 
 def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:

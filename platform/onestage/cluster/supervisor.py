@@ -33,12 +33,12 @@ class DriverFailed(Exception):
 
 
 class Driver:
-    """A driver's process. It starts without a job, and until it gets one imports what it will need."""
+    """A driver's process, for the cluster at ``address``. Until it gets a job it imports what it will need."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         self._reading, writing = os.pipe()
         self.process = subprocess.Popen(
-            DRIVER,
+            [*DRIVER, address],
             stdin=subprocess.PIPE,
             stdout=sys.stderr.fileno(),  # ours is for the result alone
             env=os.environ | {MESSAGES: str(writing)},
@@ -69,9 +69,9 @@ class Driver:
 
 
 @contextmanager
-def begun() -> Iterator[Run]:
+def begun(address: str) -> Iterator[Run]:
     """``run``, with a driver that starts now, while the caller gets its job ready."""
-    drivers = [Driver()]
+    drivers = [Driver(address)]
     try:
         yield lambda job, show, stop: run(job, show=show, stop=stop, driver=drivers.pop() if drivers else None)
     finally:
@@ -95,7 +95,7 @@ def run(job: Job, *, show: Show, stop: Stop, driver: Driver | None = None) -> di
         show(message)
 
     while True:
-        ended = _drive(driver or Driver(), job, heard, stop)
+        ended = _drive(driver or Driver(settings["address"] or "auto"), job, heard, stop)
         driver = None
         if "result" in ended:
             result: dict[str, Any] = ended["result"]
