@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from onestage.errors import DONE, InputError
@@ -92,14 +91,14 @@ def _watched(names: Sequence[str], overrides: Sequence[str], flags: Sequence[str
     from onestage.config import compose, merged
     from onestage.config.space import fixed
     from onestage.sweeps import supervisor
-    from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of
+    from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, name_of
 
     storage = _storage(overrides)
     before = Setup.load(folder_of(storage, names[0])).overrides if names else []
     config = compose("train", fixed(merged(before, overrides)))
     if config["cluster"]["kind"] != "ray" or JOB_VARIABLE in os.environ:  # a job is lost with its head as a whole
         return None
-    name = names[0] if names else config["sweep"]["name"] or f"{datetime.now():%m%d-%H%M%S}"
+    name = names[0] if names else name_of(config["sweep"])
     folder = folder_of(storage, name)
     goes_on = ["resume", name, f"storage={storage}", *flags]
     first = ["resume", name, *overrides, *flags] if names else [*overrides, f"sweep.name={name}", *flags]

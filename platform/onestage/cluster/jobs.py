@@ -30,7 +30,6 @@ from onestage.cluster.job import HTTP, JOB_VARIABLE
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, InputError
 from onestage.tracking.redaction import redact, without_user
 
-"""The environment variable with a job's own id, in the job."""
 STOP_S: Final = 130
 """So long a job that is stopped may take to end: its workers have 120 s to save. Ray's own is 3."""
 STOPPED_S: Final = STOP_S + 15

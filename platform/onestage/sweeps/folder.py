@@ -5,7 +5,9 @@ Beside that lies the sweeper's own journal, `trials.jsonl`.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -26,6 +28,11 @@ WAITING: Final = "waiting"  # what a trial is doing, before what it waits for
 def folder_of(storage: str, name: str) -> Path:
     """Where sweep ``name`` has its folder: beside the runs, or here where those are at an address."""
     return (Path(ROOT) if is_address(storage) else Path(storage) / ROOT) / name
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """The name of a new sweep: its config's own, or the time."""
+    return settings["name"] or f"{datetime.now():%m%d-%H%M%S}"
 
 
 def journal_of(folder: Path) -> "Journal":

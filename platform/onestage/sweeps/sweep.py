@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, OUT_OF_BUDGET, PREEMPTED, InputError
 from onestage.sweeps import trial
 from onestage.sweeps.conclusion import Conclusion, conclude
-from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of
+from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, name_of
 from onestage.sweeps.plan import Plan, plan, side_by_side
 from onestage.sweeps.status import mend
 from onestage.sweeps.watch import Watch
@@ -52,7 +51,7 @@ class Outcome:
 def start(overrides: Sequence[str]) -> Outcome:
     """Runs a sweep. Raises InputError before anything starts for what can be known to be wrong by then."""
     made = plan(overrides)
-    name = made.settings["name"] or f"{datetime.now():%m%d-%H%M%S}"
+    name = name_of(made.settings)
     folder = folder_of(made.config["storage"], name)
     if (folder / SETUP).exists():
         raise InputError(

@@ -76,7 +76,7 @@ def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
         name = f"{setup.name} #{number}"
         state.run_id = launch.open_run(setup.tracking_uri, config, name=name, tags=tags)
         if setup.tracking_uri is not None:
-            runs.log_params(setup.tracking_uri, state.run_id, _groups(config, trial.point))
+            runs.tell(setup.tracking_uri, state.run_id, {}, params=_groups(config, trial.point))
     state.save(folder)
     report = Report(state, setup, folder)
     if _take_over(config["storage"], state.run_id):

@@ -108,23 +108,16 @@ def end_if_running(uri: str, run_id: str, reason: str) -> bool:
     return running and end_run(uri, run_id, "KILLED", reason)
 
 
-def tell(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
-    """Tags on a run of whatever process. False when the store could not be told; never raises."""
-    from mlflow.entities import RunTag
+def tell(uri: str, run_id: str, tags: Mapping[str, str], *, params: Mapping[str, str] = {}) -> bool:
+    """Tags and params on a run of whatever process. False when the store could not be told; never raises."""
+    from mlflow.entities import Param, RunTag
 
     try:
-        client(uri).log_batch(run_id, tags=[RunTag(key, redact(value)) for key, value in tags.items()])
-    except Exception:
-        return False
-    return True
-
-
-def log_params(uri: str, run_id: str, params: Mapping[str, str]) -> bool:
-    """Params on a run of whatever process. False when the store could not be told; never raises."""
-    from mlflow.entities import Param
-
-    try:
-        client(uri).log_batch(run_id, params=[Param(key, redact(value)) for key, value in params.items()])
+        client(uri).log_batch(
+            run_id,
+            tags=[RunTag(key, redact(value)) for key, value in tags.items()],
+            params=[Param(key, redact(value)) for key, value in params.items()],
+        )
     except Exception:
         return False
     return True
