@@ -4,7 +4,6 @@ import http.server
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -320,22 +319,6 @@ def test_mlflow_that_is_away_is_a_problem_and_no_password_is_shown(tmp_path: Pat
     (row,) = examine(_check("MLflow"), Hosts([]), plan(tmp_path, tracking_uri="http://ann:pw@127.0.0.1:9"))
     assert row.level == "problem" and "mlflow server" in row.remedy
     assert "pw" not in row.figure + row.remedy
-
-
-def test_no_head_is_said_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(InputError, match=f"no Ray head at {address}"):
-        doctor_hosts.reach(address)
-
-
-def test_what_is_no_head_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        address = f"127.0.0.1:{mute.getsockname()[1]}"
-        with pytest.raises(InputError, match=f"{address} does not answer as a Ray head"):
-            doctor_hosts.reach(address, limit_s=3.0)
 
 
 def test_what_is_asked_is_the_trainings_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,29 @@ def test_following_ends_with_its_reader(monkeypatch: pytest.MonkeyPatch) -> None
         asyncio.run(following._tail("job"))
 
 
+def test_a_job_that_a_signal_ended_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray tells it as the exit code of subprocess.Popen: -9."""
+
+    async def nothing(job: str) -> None:
+        return None
+
+    killed = SimpleNamespace(
+        submission_id="train-1", status=SimpleNamespace(value="FAILED"), metadata={}, start_time=None,
+        message="Job entrypoint command failed with exit code -9, last available logs:\nstep 3", driver_exit_code=-9,
+    )  # fmt: skip
+    following = object.__new__(jobs.Jobs)
+    following._shown = "http://127.0.0.1:8265"
+    following._client = SimpleNamespace(list_jobs=lambda: [killed])
+    monkeypatch.setattr(following, "_tail", nothing)
+    assert following.follow("train-1") == 1
+    assert (
+        "job train-1 failed: a signal ended it on its node (SIGKILL, for want of memory perhaps)"
+        in capsys.readouterr().err
+    )
+
+
 STOPPED = """
 import os, signal, subprocess, sys, time
 from onestage.cluster.jobs import heed_stop
@@ -323,7 +346,7 @@ def test_a_job_that_fails_has_its_exit_code_and_shows_no_secret(user: User, clus
 
 
 @pytest.mark.slow
-def test_a_token_that_is_missing_or_wrong_is_one_line(user: User, tmp_path: Path) -> None:
+def test_a_token_that_is_missing_or_wrong_is_one_line(user: User, cluster: LocalCluster, tmp_path: Path) -> None:
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
     cases: list[dict[str, str]] = [{}, {"RAY_AUTH_TOKEN_PATH": str(wrong)}, {"RAY_AUTH_MODE": "token"}]
@@ -333,5 +356,8 @@ def test_a_token_that_is_missing_or_wrong_is_one_line(user: User, tmp_path: Path
         out, err = user.run("list", code=2)
         assert not out and err.count("\n") == 1, err
         assert "refuses the token: set RAY_AUTH_TOKEN_PATH=FILE" in err
+        out, err = user.run("train", "cluster=ray", f"cluster.address={cluster.address}", code=2)
+        assert not out and "Traceback" not in err
+        assert f"{cluster.address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE" in err
         for name in environment:
             del user.environment[name]

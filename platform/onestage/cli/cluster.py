@@ -74,7 +74,8 @@ def _up(options: argparse.Namespace) -> int:
         return DONE
     name = "" if cluster.name == "default" else f" --name {cluster.name}"
     train = f"onestage train cluster=ray cluster.address={cluster.address} cluster.num_workers={options.workers}"
-    print(f"cluster {cluster.name} is up: a head and {options.workers} workers of {options.cpus} CPUs")
+    told = f"{options.workers} {'worker' if options.workers == 1 else 'workers'} with {options.cpus} CPUs each"
+    print(f"cluster {cluster.name} is up: a head and {told}")
     if cluster.subnet is None:
         print(f"address    {cluster.address}\ndashboard  {cluster.dashboard}")
         print(f"train      {train} …")

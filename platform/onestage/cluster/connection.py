@@ -4,6 +4,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,10 @@ from onestage.errors import InputError
 
 CONNECT_S: Final = 5.0
 POLL_S: Final = 1.0
+REACH_S: Final = 20.0
+TOKEN_FILE: Final = (
+    "the file with its token (of a cluster by `onestage cluster up`: clusters/NAME/token below its ~/.cache/onestage)"
+)
 
 
 def quiet() -> None:
@@ -48,10 +54,12 @@ def local(*, cores: int, gpus: int) -> Iterator[None]:
 
 
 @contextmanager
-def attached(cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], None]) -> Iterator[None]:
+def attached(
+    cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], None], checked: bool = False
+) -> Iterator[None]:
     """Attached to the cluster at ``cluster.address``; waits ``wait_s`` for a head that is away.
 
-    Raises InputError where there is none by then, or it refuses the token.
+    Raises InputError where there is none by then, or it refuses the token. ``checked``: `check_head` has been asked.
     """
     from onestage.cluster import jobs
 
@@ -59,6 +67,8 @@ def attached(cluster: Mapping[str, Any], *, wait_s: float, say: Callable[[str], 
     address = resolved(cluster["address"])
     show_token(address)
     _wait_for_head(address, wait_s=wait_s, say=say)
+    if not checked:
+        check_head(address)
     import ray
 
     with _own_sigterm():
@@ -117,30 +127,68 @@ def nodes() -> list[Node]:
     ]
 
 
+def check_head(address: str, *, limit_s: float = REACH_S) -> None:
+    """Raises InputError where what listens at ``address`` is no Ray head, or refuses the token; nobody may listen.
+
+    Ray would try for minutes at what is no head, and then end its process: so another process tries first (0.6 s).
+    """
+    quiet()
+    show_token(address)
+    if _absence(address) is not None:
+        return
+    code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)"
+    command = [sys.executable, "-c", code, address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"what listens at {address} does not answer as a Ray head in {limit_s:.0f} s: set cluster.address to the "
+            f"head's HOST:PORT (6379 by default)"
+        ) from None
+    if "InvalidAuthToken" in done.stderr:
+        raise InputError(
+            f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, "
+            f"{TOKEN_FILE}"
+        )
+    if done.returncode:
+        said = cause(done.stderr) or f"exit code {done.returncode}"
+        raise InputError(f"no way into the cluster at {address} ({said}): is it of another version of Ray?")
+
+
 def _wait_for_head(address: str, *, wait_s: float, say: Callable[[str], None]) -> None:
     """Ray itself would wait a minute in silence, and end this process."""
-    host, _, port = address.rpartition(":")
     start = time.monotonic()
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-        except (OSError, ValueError) as error:
-            waited = time.monotonic() - start
-            if waited >= wait_s or isinstance(error, ValueError):
-                raise InputError(f"no Ray head at {address} ({error}): is the cluster up?") from error
-            say(f"no Ray head at {address}; waiting {waited:.0f} s of {wait_s:.0f} s")
-            time.sleep(POLL_S)
-        else:
-            return
+    while (error := _absence(address)) is not None:
+        waited = time.monotonic() - start
+        if waited >= wait_s or not isinstance(error, OSError):
+            raise InputError(f"no Ray head at {address} ({error}): is the cluster up?") from error
+        say(f"no Ray head at {address}; waiting {waited:.0f} s of {wait_s:.0f} s")
+        time.sleep(POLL_S)
+
+
+def _absence(address: str) -> Exception | None:
+    """Why nobody can be talked to at HOST:PORT; None where somebody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return error
+    return None
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray's start takes SIGTERM over, to print a C++ stack; it is given back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    """Ray's start takes SIGTERM over, to exit on it, and again in C++, to print a stack: it stays ours."""
+    from ray._private import utils
+
+    before, theirs = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def on_node(node_id: str) -> Any:
@@ -152,3 +200,10 @@ def on_node(node_id: str) -> Any:
 
 def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def cause(story: str) -> str:
+    """The last sentence that tells of an error: Ray's stories are pages."""
+    lines = [line.strip() for line in story.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines
+    return telling[-1].partition(". ")[0][:300] if telling else ""

@@ -3,9 +3,6 @@
 import os
 import random
 import re
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,9 +17,7 @@ from onestage.cluster.doctor_node import Facts, Failure, Plan
 from onestage.cluster.doctor_verdicts import CLUSTER, DRIVER, Row, capacity, dashboard
 from onestage.cluster.preflight import num_gpus
 from onestage.data.threads import num_cores
-from onestage.errors import InputError
 
-REACH_S: Final = 20.0
 START_S: Final = 60.0
 """A node may first have to unpack the package, and a busy one takes long to start Python."""
 CLOCK_S: Final = 5.0
@@ -118,15 +113,8 @@ def within(asked: Mapping[Key, Any], limit_s: float) -> dict[Key, Facts | Failur
         except ray.exceptions.ActorUnschedulableError:
             answers[name] = Failure("the node was lost meanwhile")
         except Exception as error:
-            answers[name] = Failure(_cause(str(error)) or type(error).__name__)
+            answers[name] = Failure(connection.cause(str(error)) or type(error).__name__)
     return answers
-
-
-def _cause(story: str) -> str:
-    """The last sentence that tells of an error: Ray's stories are pages."""
-    lines = [line.strip() for line in story.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower()] or lines
-    return telling[-1].partition(". ")[0][:300] if telling else ""
 
 
 @contextmanager
@@ -142,35 +130,8 @@ def connected(cluster: dict[str, Any], say: Callable[[str], None]) -> Iterator[H
         return
     address = connection.resolved(cluster["address"])
     say(f"attaching to {address}")
-    reach(address)
-    with connection.attached(cluster, wait_s=REACH_S, say=say):
+    with connection.attached(cluster, wait_s=0, say=say):
         yield _inspected(cluster)
-
-
-def reach(address: str, *, limit_s: float = REACH_S) -> None:
-    """Raises InputError where no head answers at ``address`` in ``limit_s``.
-
-    Ray would try for minutes at what is no head, and then end its process: so another process tries first.
-    """
-    connection.quiet()
-    connection.show_token(address)
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=connection.CONNECT_S).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise InputError(f"no Ray head at {address} ({error}): is the cluster up?") from error
-    code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)"
-    command = [sys.executable, "-c", code, address]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise InputError(
-            f"what listens at {address} does not answer as a Ray head in {limit_s:.0f} s: set cluster.address to the "
-            f"head's HOST:PORT (6379 by default), and RAY_AUTH_TOKEN_PATH to its token"
-        ) from None
-    if done.returncode:
-        said = _cause(done.stderr) or f"exit code {done.returncode}"
-        raise InputError(f"no way into the cluster at {address} ({said}): check RAY_AUTH_TOKEN_PATH, and Ray's version")
 
 
 def _inspected(cluster: dict[str, Any]) -> Hosts:

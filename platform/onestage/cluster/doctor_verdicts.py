@@ -68,7 +68,8 @@ def capacity(nodes: list[resources.Node], *, dead: Sequence[str], cluster: Mappi
     rows = []
     if fitting >= least:
         size = " and ".join(f"{amount:g} {name}" for name, amount in worker.items())
-        rows.append(Row(CLUSTER, "room", "ok", f"{len(nodes)} nodes; {fitting} workers of {size} fit, {wanted} asked"))
+        told = f"nodes: {len(nodes)}; workers of {size}: {fitting} fit, {wanted} asked"
+        rows.append(Row(CLUSTER, "room", "ok", told))
     else:
         ever = resources.num_fitting(nodes, worker, empty=True) >= least
         figure = resources.shortage(nodes, wanted=wanted, least=least, worker=worker, fitting=fitting)

@@ -134,7 +134,7 @@ class Jobs:
                 file=sys.stderr,
             )
             return INTERRUPTED
-        if info.exit_code is not None:
+        if info.exit_code is not None and info.exit_code >= 0:
             return info.exit_code
         because = f": {info.reason}" if info.reason else ""
         print(f"onestage: job {job} {info.state}{because}", file=sys.stderr)
@@ -344,6 +344,9 @@ def _info(details: Any) -> JobInfo:
     metadata = details.metadata or {}
     state = details.status.value.lower()
     last = next((line.strip() for line in reversed((details.message or "").splitlines()) if line.strip()), None)
+    if (code := details.driver_exit_code) is not None and code < 0:
+        perhaps = ", for want of memory perhaps" if code == -signal.SIGKILL else ""
+        last = f"a signal ended it on its node ({signal.Signals(-code).name}{perhaps})"
     return JobInfo(
         id=details.submission_id,
         state=state,

@@ -104,7 +104,9 @@ def _begun(cluster: Mapping[str, Any]) -> AbstractContextManager[Run]:
         return contextlib.nullcontext(by_cluster)
     from onestage.cluster import connection, supervisor
 
-    return supervisor.begun(connection.resolved(cluster["address"]))  # refused before a run is opened
+    address = connection.resolved(cluster["address"])  # refused before a run is opened
+    print(f"cluster {address}", file=sys.stderr)
+    return supervisor.begun(address)
 
 
 def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:

@@ -23,6 +23,7 @@ POLL_S: Final = 0.3
 GRACE_S: Final = 120.0
 """So long the workers may take to save a checkpoint when they are asked to stop."""
 GROW_EVERY_S: Final = 15.0
+COLLECTIVE_S: Final = 600.0
 BOARD_S: Final = 60.0
 RAY_STORAGE: Final = "ray/train/v2/_internal/execution/storage.py"
 """In the traceback of a group whose machines can't reach the storage."""
@@ -62,7 +63,10 @@ def on_cluster(job: Job, *, show: Show, stop: Stop) -> dict[str, Any]:
     """The same, attached to the cluster at ``cluster.address``."""
     cluster = job["config"]["cluster"]
     _limit_start(job)
-    with connection.attached(cluster, wait_s=cluster["wait"] * 60, say=lambda text: show({"waiting": text})):
+    # Its parent has asked whether there is a head.
+    with connection.attached(
+        cluster, wait_s=cluster["wait"] * 60, say=lambda text: show({"waiting": text}), checked=True
+    ):
         share_gpus(cluster)
         return _train(job, show=show, stop=stop)
 
@@ -234,7 +238,10 @@ class Group:
                 use_gpu=gpus > 0,
                 resources_per_worker=resources.of_worker(self.cluster),
             ),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=600),
+            # The watchdog, which names the worker that hangs, comes before a collective's own limit.
+            torch_config=TorchConfig(
+                backend="nccl" if gpus else "gloo", timeout_s=int(max(COLLECTIVE_S, 2 * 60 * self.cluster["hang"]))
+            ),
             run_config=RunConfig(
                 # A name that was used before would silently go on with what Ray kept under it.
                 name=f"{self.job['run_id']}-{uuid.uuid4().hex[:8]}",

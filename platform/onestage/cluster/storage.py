@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,8 @@ from onestage.errors import InputError
 from onestage.training.checkpoint_files import BEST, LAST, by_age, damage, kept_name, kept_steps, newest
 
 _BUCKETS: Final = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl", "oci", "oss"}
+LEFT_S: Final = 86_400.0
+"""A marker so old is nobody's: a driver makes a new one for each group of workers, within a minute of its start."""
 CHECK_S: Final = 60.0
 """So long a storage may take for a few bytes."""
 
@@ -28,7 +31,10 @@ Say = Callable[[str], None]
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all. Raises OSError."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
+    with partial.open("w") as file:
+        file.write(json.dumps(value, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 
@@ -67,8 +73,8 @@ class RunFolder:
         if not self.is_remote:
             return
         names = {path.name for path in self.checkpoints.glob("*.ckpt")}
-        # The one before the last is still there under the last one's name.
-        for name in [*(kept_name(step) for step in kept_steps(list(names))), LAST, BEST]:
+        # The one before the last is still there under the last one's name; and whoever sees the last sees its best.
+        for name in [*(kept_name(step) for step in kept_steps(list(names))), BEST, LAST]:
             if name in names:
                 self._put_checkpoint(name)
         files, root = self._connection()
@@ -238,6 +244,10 @@ def marked(storage: str) -> Iterator[str]:
     path = Path(storage) / f".same-{token}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
+    for left in path.parent.glob(".same-*"):  # by drivers that were killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_S:
+                left.unlink()
     try:
         yield token
     finally:
@@ -245,14 +255,18 @@ def marked(storage: str) -> Iterator[str]:
 
 
 def same_place(storage: str, token: str) -> None:
-    """Raises InputError where ``storage`` is another folder here than where ``marked`` gave the token."""
-    folder = Path(storage)
+    """Raises InputError where ``storage`` is another folder here than where ``marked`` gave the token, or hangs."""
     if is_address(storage):
         return
-    with contextlib.suppress(OSError):
-        os.scandir(folder).close()  # an NFS client asks its server anew
-    if not (folder / f".same-{token}").exists():
-        raise InputError(
-            f"storage={storage} on {socket.gethostname()} is not the folder that the driver has under that name: "
-            f"set storage=... to a folder on a network file system, or to an address such as s3://BUCKET/runs"
-        )
+    folder = Path(storage)
+
+    def look() -> None:
+        with contextlib.suppress(OSError):
+            os.scandir(folder).close()  # an NFS client asks its server anew
+        if not (folder / f".same-{token}").exists():
+            raise InputError(
+                f"storage={storage} on {socket.gethostname()} is not the folder that the driver has under that name: "
+                f"set storage=... to a folder on a network file system, or to an address such as s3://BUCKET/runs"
+            )
+
+    _within(look, storage)

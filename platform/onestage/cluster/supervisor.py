@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from onestage.cluster import connection
 from onestage.cluster.job import Job
+from onestage.cluster.resources import TooFewResources
 from onestage.cluster.restarts import Restarts
 from onestage.cluster.stop import Stop
 from onestage.errors import InputError
@@ -70,9 +72,13 @@ class Driver:
 
 @contextmanager
 def begun(address: str) -> Iterator[Run]:
-    """``run``, with a driver that starts now, while the caller gets its job ready."""
+    """``run``, with a driver that starts now, while the caller gets its job ready.
+
+    Raises InputError where what listens at ``address`` is no head of Ray, or lets us not in.
+    """
     drivers = [Driver(address)]
     try:
+        connection.check_head(address)
         yield lambda job, show, stop: run(job, show=show, stop=stop, driver=drivers.pop() if drivers else None)
     finally:
         for driver in drivers:
@@ -125,8 +131,7 @@ def _raise(error: dict[str, str], stop: Stop) -> None:
         stop.raise_asked()
     if error["kind"] == "input":
         raise InputError(error["message"])
-    kind = Diverged if error["kind"] == "diverged" else DriverFailed
-    raised = kind(error["message"])
+    raised = {"diverged": Diverged, "few": TooFewResources}.get(error["kind"], DriverFailed)(error["message"])
     raised.add_note(error["story"])
     raise raised
 

@@ -165,15 +165,15 @@ class Writer(TorchCheckpointIO):
             if (why := damage(partial)) is not None:
                 raise OSError(0, f"read back, {why}")
             self._keep_last(last)
+            if self._best:  # first: a training that goes on from the new last one would not save it again
+                _link(partial, self.folder / BEST)
             partial.replace(last)
         finally:
             partial.unlink(missing_ok=True)
         self._last_step = step
-        if self._best:
-            _link(last, self.folder / BEST)
         for old in kept_steps(names_in(self.folder))[max(self.keep - 1, 0) :]:
             (self.folder / kept_name(old)).unlink(missing_ok=True)
-        _sync_folder(self.folder)
+        _sync(self.folder)
 
     def _keep_last(self, last: Path) -> None:
         """Gives ``last.ckpt`` its second name, under which it stays when the new one takes its first."""
@@ -193,6 +193,9 @@ def _link(path: Path, name: Path) -> None:
         os.link(path, partial)
     except OSError:
         shutil.copyfile(path, partial)
+        _sync(partial)
+        if (why := damage(partial)) is not None:
+            raise OSError(0, f"copied to {name.name}, {why}") from None
     # Of two names for the same file, a rename would leave both.
     if name.exists() and name.samefile(partial):
         partial.unlink()
@@ -200,9 +203,9 @@ def _link(path: Path, name: Path) -> None:
         partial.replace(name)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes names last through a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Makes a file's content, or a folder's names, last through a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
