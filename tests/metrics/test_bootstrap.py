@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from onestage.metrics.bootstrap import map_interval, mean_ap, point_estimate
+from onestage.metrics.matching import matched
 from onestage.metrics.mean_ap import MeanAP
 from onestage.types import Detections, Target
 
@@ -51,11 +52,9 @@ def test_each_image_once_is_cocos_own_score(seed: int, crowds: bool) -> None:
 
 def test_an_image_that_stands_twice_counts_twice() -> None:
     found = some(12, seed=3)
-    from onestage.metrics.bootstrap import _matched
-
     weights = torch.tensor([2, 0, 1, 3] * 3).numpy()
     repeated = [one for one, times in zip(found, weights.tolist(), strict=True) for _ in range(times)]
-    assert mean_ap(list(_matched(found)), weights) == pytest.approx(point_estimate(repeated), abs=1e-3)
+    assert mean_ap(list(matched(found)), weights) == pytest.approx(point_estimate(repeated), abs=1e-3)
 
 
 def test_the_interval_holds_the_score_and_narrows_with_more_images() -> None:
