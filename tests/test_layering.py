@@ -28,9 +28,6 @@ ROOMS = {
         "errors", "rich", lazily="bench cluster config data evaluation export fitting quickstart replay sweeps tracking"
     ),
     "quickstart": Room("errors", "rich", lazily="cluster config data evaluation tracking"),
-    "evaluation": Room(
-        "config data drawing errors inference metrics training types", "cv2 numpy rich torch", lazily="tracking"
-    ),
     "bench": Room(
         "cluster config data errors sweeps training types",
         "PIL cv2 hydra_plugins numpy psutil pytorch_lightning rich simplejpeg torch torchvision webdataset",
@@ -46,7 +43,12 @@ ROOMS = {
     "cluster": Room(
         "config data errors metrics tracking training types",
         "filelock fsspec hatchling psutil pyarrow pytorch_lightning ray rich safetensors torch torchvision",
-        lazily="fitting",
+        lazily="evaluation fitting",
+    ),
+    "evaluation": Room(
+        "config data drawing errors inference metrics training types",
+        "cv2 matplotlib numpy rich torch",
+        lazily="tracking",
     ),
     "tracking": Room("errors types", "PIL cv2 mlflow numpy pandas psutil", lazily="inference"),
     "inference": Room(

@@ -9,6 +9,9 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+Colour = tuple[int, int, int]
+"""RGB."""
+
 # Okabe and Ito's palette: told apart by colour-blind people too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
@@ -17,14 +20,25 @@ def draw(
     image: np.ndarray, boxes: "Tensor", labels: "Tensor", *, classes: Sequence[str], scores: "Tensor | None" = None
 ) -> np.ndarray:
     """A copy of ``image``, at most 640 pixels a side, with boxes (N, 4) in pixels, class names and scores if given."""
+    names = [classes[label] for label in labels.tolist()]
+    if scores is not None:
+        names = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
+    colours = [COLOURS[label % len(COLOURS)] for label in labels.tolist()]
+    return annotate(image, boxes.tolist(), texts=names, colours=colours)
+
+
+def annotate(
+    image: np.ndarray, boxes: Sequence[Sequence[float]], *, texts: Sequence[str], colours: Sequence[Colour]
+) -> np.ndarray:
+    """A copy of ``image``, at most 640 pixels a side, with boxes (N, 4) in pixels, each with its text (maybe none)."""
     scale = min(640 / image.shape[1], 640 / image.shape[0])
     scale = scale if scale < 1 else max(1, int(min(scale, 3)))
     canvas = np.ascontiguousarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    for number, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+    for box, text, colour in zip(boxes, texts, colours, strict=True):
         left, top, right, bottom = (round(value * scale) for value in box)
-        colour = COLOURS[label % len(COLOURS)]
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, 2)
-        text = classes[label] if scores is None else f"{classes[label]} {float(scores[number]):.2f}"
+        if not text:
+            continue
         (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
         left = min(max(left, 0), max(canvas.shape[1] - width, 0))
         top = max(top, height + base)

@@ -168,7 +168,7 @@ def _test_map_50(config: dict[str, Any]) -> float:
     if outcome.reason is not None:
         raise RuntimeError(outcome.reason)
     overrides = ["tracking=none", f"storage={config['storage']}"]
-    metrics = evaluate(outcome.run_id, split="test", overrides=overrides)["metrics"]
+    metrics = evaluate(outcome.run_id, split="test", overrides=overrides, files=False)["metrics"]
     return float(metrics["test/map_50"])
 
 

@@ -148,10 +148,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add(verbs)
     leaderboard.add(verbs)
 
-    evaluate = verbs.add_parser("evaluate", help="COCO metrics of a run on a split")
+    evaluate = verbs.add_parser("evaluate", help="COCO's and VOC's metrics of a run on a split, and where it errs")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
     evaluate.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="split=test (the default), data.root=…, data.batch_size=…"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="split=test (the default), out=FOLDER, data.root=…, data.batch_size=…, trainer.num_pictures=0",
+    )
+    evaluate.add_argument(
+        "--out", type=Path, help="folder for tables and pictures (default: evaluation/SPLIT in the run's folder)"
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
     evaluate.set_defaults(run=_evaluate)
@@ -192,22 +198,27 @@ def _quickstart(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from onestage.evaluation import evaluate
 
-    split, overrides = _take_split(options.overrides)
-    result = evaluate(options.target, split=split, overrides=overrides)
+    split, overrides = _take("split", options.overrides)
+    out, overrides = _take("out", overrides)
+    split, folder = split or "test", options.out or (Path(out) if out else None)
+    result = evaluate(options.target, split=split, overrides=overrides, out=folder)
     if options.json:
         print(json.dumps(result))
-    else:
-        _table(f"{result['num_images']} images of {split}", result["metrics"])
+        return DONE
+    _table(f"{result['num_images']} images of {split}", result["metrics"])
+    print(f"tables and pictures  {result['out']}")
+    if result["artifacts"] is not None:
+        print(f"and in the run       {result['artifacts']}, among its artifacts")
     return DONE
 
 
-def _take_split(overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """``split=…`` is the evaluation's own; the rest are the config's."""
+def _take(key: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The last value of an evaluation's own ``key``, and the rest, which are the config's."""
     for one in overrides:
         if "=" not in one:
             raise InputError(f"{one!r} is no override: write KEY=VALUE, as split=test")
-    split = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith("split=")), "test")
-    return split, [one for one in overrides if not one.startswith("split=")]
+    value = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith(f"{key}=")), None)
+    return value, [one for one in overrides if not one.startswith(f"{key}=")]
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from onestage.data.faults import Unreadable
 from onestage.data.images import Pixels
 from onestage.data.input_sizes import InputSizes
 from onestage.data.loader import Loader
-from onestage.data.manifest import Manifest
+from onestage.data.manifest import Manifest, key_of
 from onestage.data.order import Steps, in_order, num_micro_batches
 from onestage.data.samples import EvaluationBatch, TrainingBatch, decode
 from onestage.data.shards import ShardReader
@@ -134,13 +134,21 @@ class DetectionData(pl.LightningDataModule):
 
     def examples(self, split: str, num_images: int) -> list[tuple[int, Pixels]]:
         """The first images of a split with their ids, as stored: (H, W, 3) RGB; fewer where some are broken."""
-        reader = self._reader(split)
         keys = in_order(self.manifest, split, rank=0, world_size=1)[:num_images]
-        samples = []
+        return list(self._pictures(split, keys).items())
+
+    def images(self, split: str, image_ids: Sequence[int]) -> dict[int, Pixels]:
+        """The images of a split with these ids, as stored: (H, W, 3) RGB; broken ones are left out."""
+        return self._pictures(split, [key_of(image_id) for image_id in image_ids])
+
+    def _pictures(self, split: str, keys: Sequence[str]) -> dict[int, Pixels]:
+        reader = self._reader(split)
+        found = {}
         for key in keys:
             with suppress(Unreadable):  # whoever goes through the whole split counts it
-                samples.append(decode(reader.read(key), num_classes=len(self.manifest.classes)))
-        return [(sample["image_id"], pixels_of(sample["image"])) for sample in samples]
+                sample = decode(reader.read(key), num_classes=len(self.manifest.classes))
+                found[sample["image_id"]] = pixels_of(sample["image"])
+        return found
 
     def _loader(
         self,

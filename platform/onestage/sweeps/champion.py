@@ -67,4 +67,5 @@ def _score(run: str, split: str, config: dict[str, Any]) -> float:
         f"tracking.uri={config['tracking']['uri']}",
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        return float(evaluate(run, split=split, overrides=overrides)["metrics"].get(f"{split}/{SCORE}", 0.0))
+        metrics = evaluate(run, split=split, overrides=overrides, files=False)["metrics"]
+    return float(metrics.get(f"{split}/{SCORE}", 0.0))

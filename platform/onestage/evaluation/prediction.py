@@ -1,4 +1,4 @@
-"""A trained detector on a split of a dataset, and on pictures."""
+"""A trained detector on pictures, drawn and as COCO results."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,66 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from onestage.config import build, compose, merged
+from onestage.config import compose
 from onestage.data import images
-from onestage.data.datamodule import DetectionData
 from onestage.drawing import draw
 from onestage.errors import InputError
 from onestage.inference import Predictor
-from onestage.metrics.bootstrap import map_interval
-from onestage.metrics.mean_ap import MeanAP
-from onestage.training.module import Found, check_skipped, in_original
-from onestage.types import Skipped
-
-
-def evaluate(run: str, *, split: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """COCO's metrics of RUN on a split, also logged into the run as ``<split>/…`` where it is one of MLflow's.
-
-    ``overrides`` change how the run was composed; the dataset is the run's own where they don't name ``data.root``.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    from onestage.tracking.tracker import store_uri
-
-    config = compose("train", list(overrides))
-    uri = store_uri(config)
-    predictor = Predictor.open(run, storage=config["storage"], tracking_uri=uri)
-    own = predictor.config["data"]["root"]  # absolute, where the run's overrides may not be
-    data: DetectionData = build(compose("train", merged(predictor.overrides, [f"data.root={own}"], overrides))["data"])
-    if list(data.manifest.classes) != list(predictor.classes):
-        raise InputError(
-            f"the model knows {', '.join(predictor.classes)}, but {data.root} has {', '.join(data.manifest.classes)}"
-        )
-    loader = data.dataloader(split)
-    found: list[Found] = []
-    skipped: list[Skipped] = []
-    console = Console(stderr=True)
-    for batch in track(loader, description=f"evaluating {split}", console=console, transient=True):
-        for one in batch.skipped:
-            console.print(
-                f"skipped {one.key}: {one.why}", style="yellow", highlight=False, markup=False, soft_wrap=True
-            )
-        skipped += batch.skipped
-        check_skipped(len(skipped), data.max_skipped, what=f"of {split}", such_as=skipped)
-        if len(batch) == 0:
-            continue
-        detections = predictor.detect(batch.images)
-        found += [in_original(one, target) for one, target in zip(detections, batch.targets, strict=True)]
-    check_skipped(len(skipped), data.max_skipped if found else 0, what=f"of {split}", such_as=skipped)
-    metrics = {f"{split}/{name}": value for name, value in MeanAP(classes=predictor.classes)(found).items()}
-    if (interval := map_interval(found)) is not None:
-        metrics |= dict(zip((f"{split}/map_low", f"{split}/map_high"), interval, strict=True))
-    if uri is not None:
-        _log(uri, run, metrics)
-    return {
-        "run_id": run,
-        "status": "FINISHED",
-        "split": split,
-        "num_images": len(found),
-        "num_skipped": len(skipped),
-        "metrics": metrics,
-    }
 
 
 def predict(
@@ -134,10 +79,3 @@ def _pictures(paths: Sequence[str]) -> Iterator[Path]:
             yield path
         else:
             raise InputError(f"no picture {path}")
-
-
-def _log(uri: str, run: str, metrics: dict[str, float]) -> None:
-    """Into the run that was evaluated, if it is one: a checkpoint file has none."""
-    from onestage.tracking import runs
-
-    runs.log_summary(uri, run, metrics)

@@ -1,0 +1,34 @@
+"""What an evaluation leaves in the run that it is about."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onestage.tracking.client import client, missing, refused
+from onestage.tracking.delivery import allowed_name
+
+
+def log_evaluation(
+    uri: str, run: str, folder: Path, artifact_path: str, pictures: Mapping[str, NDArray[np.uint8]]
+) -> bool:
+    """Copy ``folder`` to ``artifact_path`` of a run's artifacts, and ``pictures`` (H, W, 3) into its image tab.
+
+    Each picture stands at the run's last step, under its key. False when ``run`` is no run's id, say a checkpoint's
+    path: then nothing happens.
+    """
+    import PIL.Image
+
+    try:
+        found = client(uri).get_run(run)
+    except Exception as error:
+        if missing(error) or refused(error):
+            return False
+        raise
+    step = max((metric.step for metric in found.data.to_proto().metrics), default=0)
+    client(uri).log_artifacts(run, str(folder), artifact_path)
+    for key, pixels in pictures.items():
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+        client(uri).log_image(run, image, key=allowed_name(key).replace(":", "_"), step=step, synchronous=True)
+    return True
