@@ -59,8 +59,8 @@ ROOMS = {
     "training": Room("drawing errors types", "numpy pytorch_lightning safetensors torch"),
     "data": Room(
         "drawing errors types",
-        "PIL aiohttp cv2 filelock fsspec numpy pytorch_lightning simplejpeg sklearn tenacity torch torchvision "
-        "webdataset yaml",
+        "PIL aiohttp cv2 filelock fsspec matplotlib numpy pytorch_lightning simplejpeg sklearn tenacity torch "
+        "torchvision webdataset yaml",
     ),
     "metrics": Room("errors types", "numpy torch torchmetrics"),
     "detectors": Room("anchors assign boxes errors losses nn types", "numpy torch torchvision", lazily="weights"),

@@ -34,9 +34,10 @@ def annotate(
     scale = min(640 / image.shape[1], 640 / image.shape[0])
     scale = scale if scale < 1 else max(1, int(min(scale, 3)))
     canvas = np.ascontiguousarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    for box, text, colour in zip(boxes, texts, colours, strict=True):
-        left, top, right, bottom = (round(value * scale) for value in box)
+    corners = [[round(value * scale) for value in box] for box in boxes]
+    for (left, top, right, bottom), colour in zip(corners, colours, strict=True):
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, 2)
+    for (left, top, _, _), text, colour in zip(corners, texts, colours, strict=True):  # over every edge
         if not text:
             continue
         (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)

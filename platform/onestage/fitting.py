@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from onestage.anchors import clusters
 from onestage.config import CONF, build, compose, merged, options
 from onestage.data.box_sizes import BoxSizes, Fit, box_sizes
 from onestage.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DEFAULT_K: Final = 9
 DEFAULT_SIZE: Final = (416, 416)
@@ -267,15 +270,21 @@ def _write_yaml(out: Path, name: str, changed: Mapping[str, Any], *, fit: Fit, t
 
 
 def _plot(file: Path, sizes: Tensor, chosen: Anchors, own: Anchors, *, name: str, size: Sequence[int]) -> None:
-    """The boxes with both kinds of anchors on the left, how well they meet on the right."""
+    figure = anchor_figure(sizes, {name: own, "fitted": chosen}, size=size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=100)
+    print(f"written: {file}", file=sys.stderr)
+
+
+def anchor_figure(sizes: Tensor, kinds: Mapping[str, Anchors], *, size: Sequence[int]) -> "Figure":
+    """Boxes (N, 2) with one or two ``kinds`` of anchors by name on the left, how well they meet on the right."""
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 
     figure = Figure(figsize=(13, 6), layout="constrained")
     place, quality = figure.subplots(1, 2)
     dots = sizes[:: max(1, len(sizes) // MAX_DOTS)]
     place.scatter(dots[:, 0], dots[:, 1], s=4, alpha=0.25, color="#888888", label="boxes", rasterized=True)
-    kinds = ((own, name, "#D55E00", "s"), (chosen, "fitted", "#0072B2", "o"))
-    for anchors, label, colour, marker in kinds:
+    for (label, anchors), (colour, marker) in zip(kinds.items(), (("#D55E00", "s"), ("#0072B2", "o")), strict=False):
         place.scatter(
             anchors.pixels[:, 0], anchors.pixels[:, 1], s=70, marker=marker, facecolors="none", edgecolors=colour,
             linewidths=2, label=label,
@@ -295,6 +304,4 @@ def _plot(file: Path, sizes: Tensor, chosen: Anchors, own: Anchors, *, name: str
     for axes in (place, quality):
         axes.legend(frameon=False, loc="upper left")
         axes.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=100)
-    print(f"written: {file}", file=sys.stderr)
+    return figure

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
 
 from onestage import __version__
+from onestage.cluster import pictures
 from onestage.cluster.job import Job
 from onestage.cluster.storage import RunFolder
 from onestage.config import build
@@ -26,7 +27,7 @@ from onestage.errors import InputError
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.tracker import NoTracker, Tracker
-from onestage.training.callbacks import BatchPicture, Ema, Pictures, Progress, StopWhenAsked, Throughput
+from onestage.training.callbacks import BatchPicture, BestFound, Ema, Pictures, Progress, StopWhenAsked, Throughput
 from onestage.training.checkpoint_files import BEST, LAST, step_of
 from onestage.training.checkpoints import Checkpoints, Writer
 from onestage.training.logger import SinkLogger
@@ -34,7 +35,7 @@ from onestage.training.module import DetectionModule
 from onestage.training.pulse import Pulse, Start
 from onestage.training.skips import Skips
 
-PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
+PREDICT_THRESHOLD = pictures.THRESHOLD
 AGREE = timedelta(minutes=30)
 
 EXPECTED_WARNINGS = (
@@ -121,6 +122,7 @@ def _train(
     checkpoints = Checkpoints(
         writer, every_steps=saving["every_steps"], every_minutes=saving["every_minutes"], say=note
     )
+    best_found = BestFound()
     placing = dict(trainer_options)
     trainer = pl.Trainer(
         logger=SinkLogger(tracker.log_metrics),
@@ -133,6 +135,7 @@ def _train(
                 global_batch=config["data"]["global_batch"],
             ),
             *_callbacks(config, data, run.local, tracker, progress),
+            best_found,
             # Behind the averaged weights, which they save.
             checkpoints,
             StopWhenAsked(asked, save=checkpoints.save_now),
@@ -158,6 +161,8 @@ def _train(
     try:
         if rank == 0:
             _describe(tracker, config, data, run)
+            if resumed is None:
+                pictures.of_dataset(tracker, data, config, module.detector, run.local)
         prepare(trainer).fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
@@ -172,6 +177,7 @@ def _train(
             tracker.log_model(folder, scores, step=trainer.global_step)
             metrics["perf/latency_ms"] = latency_ms(module)
             tracker.log_metrics({"perf/latency_ms": metrics["perf/latency_ms"]}, trainer.global_step)
+            pictures.of_validation(tracker, best_found, data, job, run.local)
         return {"metrics": metrics, "checkpoint": str(last), "best": str(best)}
     finally:
         tracker.close()

@@ -20,6 +20,7 @@ from onestage.data.loader import Loader
 from onestage.data.manifest import Manifest, key_of
 from onestage.data.order import Steps, in_order, num_micro_batches
 from onestage.data.samples import EvaluationBatch, TrainingBatch, decode
+from onestage.data.sampling import Sample, sample
 from onestage.data.shards import ShardReader
 from onestage.data.store import Store, StoreSettings, open_store
 from onestage.data.transforms import Augment, Transform, pixels_of
@@ -149,6 +150,11 @@ class DetectionData(pl.LightningDataModule):
                 sample = decode(reader.read(key), num_classes=len(self.manifest.classes))
                 found[sample["image_id"]] = pixels_of(sample["image"])
         return found
+
+    def labels(self) -> Sample:
+        """What the labels of all splits are like, in two seconds; of a remote set's from one shard of each split."""
+        readers = {split: self._reader(split) for split in self.manifest.splits}
+        return sample(self.manifest, readers, most_shards=1 if self._store.is_remote else None)
 
     def _loader(
         self,

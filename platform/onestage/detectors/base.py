@@ -70,6 +70,10 @@ class OneStageDetector(nn.Module, ABC):
     def detect(self, output: Any) -> list[Detections]:
         """What was found in each image, score falling."""
 
+    def anchor_sizes(self) -> Tensor | None:
+        """The different widths and heights (N, 2) of its anchors in pixels; None where it has none."""
+        return None
+
     def check_size(self, height: int, width: int) -> None:
         """Raises InputError where the network cannot take an input of this size."""
         if height % self.stride or width % self.stride or min(height, width) < self.stride:

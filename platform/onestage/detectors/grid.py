@@ -142,6 +142,9 @@ class GridDetector(DarknetDetector):
             also_above=also_above,
         )
 
+    def anchor_sizes(self) -> Tensor:
+        return self.priors[sorted({number for mask in self.masks for number in mask})]
+
     def prior_at(self, number: int, anchor: Tensor) -> Tensor:
         """Sizes (T, 2) of the priors ``anchor`` (T,) of level ``number``, counted from the coarsest."""
         return self.priors[self.masks[::-1][number]].to(anchor.device)[anchor]

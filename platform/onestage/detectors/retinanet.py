@@ -102,6 +102,10 @@ class RetinaNet(OneStageDetector):
             torchvision.load_file(self, weights)
         self.train()  # freeze_norm holds from birth
 
+    def anchor_sizes(self) -> Tensor:
+        shapes = torch.cat(self.anchors.shapes)
+        return shapes[:, 2:] - shapes[:, :2]
+
     def forward(self, images: Tensor) -> Output:  # Fig. 3
         return self.from_raw_maps(self.raw_maps(images), (images.shape[2], images.shape[3]))
 

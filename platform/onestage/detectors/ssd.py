@@ -107,6 +107,11 @@ class SSD(OneStageDetector):
                 )
         self.train()  # freeze_norm holds from birth
 
+    def anchor_sizes(self) -> Tensor:
+        sides = self.default_boxes[:, 2:] - self.default_boxes[:, :2]
+        different: Tensor = (sides * 10).round().unique(dim=0)
+        return different / 10
+
     def _map_shapes(self) -> list[tuple[int, int]]:
         """(h, w) of each level; raises InputError for an input size that the layers are not made for."""
         height, width = self.input_size

@@ -85,6 +85,7 @@ def f1(report: Report) -> "Figure":
 
 def confusion(report: Report) -> "Figure":
     """Truths by row, what they were taken for by column; cells are shaded by their share of the row."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     matrix = report.confusion
@@ -94,7 +95,8 @@ def confusion(report: Report) -> "Figure":
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    scale = PowerNorm(1.0 if numbered else 0.5, vmin=0, vmax=1)  # among many classes the rare mistakes are looked for
+    shown = axes.imshow(share, cmap="Blues", norm=scale)
     if numbered:
         for (row, column), count in np.ndenumerate(matrix):
             if count:

@@ -31,7 +31,7 @@ class Report:
 
     ``curves`` are those of the classes with truths at each of ``IOUS``; ``judged`` (I) are the errors among detections
     from the threshold on; ``costs`` and ``counts`` by kind are those of all detections. ``metrics`` are plain numbers
-    by name, COCO's among them.
+    by name, COCO's among them. ``of_images`` is how many the split has, where ``found`` is a part of them.
     """
 
     classes: Sequence[str]
@@ -44,6 +44,7 @@ class Report:
     counts: Mapping[str, int]
     judged: Sequence[Judged]
     metrics: Mapping[str, float]
+    of_images: int
 
     def worst(self, num_images: int) -> list[int]:
         """The images with the lowest F1 at the threshold, of equal ones those with the most errors; none without."""
@@ -52,8 +53,18 @@ class Report:
         return [index for index in order if marks[index][0] < 1.0][:num_images]
 
 
-def measure(found: Sequence[Found], *, classes: Sequence[str], threshold: float, coco: Mapping[str, float]) -> Report:
-    """The report on a split whose scores after COCO are known already, by names such as ``map_50``."""
+def measure(
+    found: Sequence[Found],
+    *,
+    classes: Sequence[str],
+    threshold: float,
+    coco: Mapping[str, float],
+    of_images: int | None = None,
+) -> Report:
+    """The report on a split, or on some of its ``of_images``.
+
+    The whole split's scores after COCO are known already, by names such as ``map_50``.
+    """
     by_class = list(matched(found))
     at_each_iou = [curves(by_class, at=at) for at in range(len(IOUS))]
     everything = [tide.judge(one) for one in found]
@@ -75,6 +86,7 @@ def measure(found: Sequence[Found], *, classes: Sequence[str], threshold: float,
         counts=tide.counts(everything),
         judged=[tide.judge(one, threshold=threshold) for one in found],
         metrics=metrics,
+        of_images=len(found) if of_images is None else of_images,
     )
 
 
@@ -141,6 +153,7 @@ def per_image(report: Report) -> list[dict[str, Any]]:
 def _numbers(report: Report) -> dict[str, Any]:
     return {
         "num_images": len(report.found),
+        "of_images": report.of_images,
         "threshold": report.threshold,
         "metrics": dict(report.metrics),
         "errors": {name: {"ap_50_lost": report.costs[name], "number": report.counts[name]} for name in KINDS},

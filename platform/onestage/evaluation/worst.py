@@ -14,6 +14,8 @@ from onestage.metrics.tide import HIT, KINDS, Judged
 FOUND: Final = (60, 130, 255)
 NOT_FOUND: Final = "missed"
 STRIP_PX: Final = 22
+LEAST_WIDTH_PX: Final = 760
+"""What the lines of text need."""
 FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -30,7 +32,9 @@ def picture(image: np.ndarray, judged: Judged, *, name: str, classes: Sequence[s
     legend = [("found", FOUND), *((kind, _rgb(kind)) for kind in present)]
     if judged.unfound.any():
         legend.append(("not found", _rgb(NOT_FOUND)))
-    return np.concatenate((_title(title, both.shape[1]), both, _legend(legend, both.shape[1])))
+    width = max(both.shape[1], LEAST_WIDTH_PX)
+    both = np.pad(both, ((0, 0), (0, width - both.shape[1]), (0, 0)), constant_values=255)
+    return np.concatenate((_title(title, width), both, _legend(legend, width)))
 
 
 def _truths(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.ndarray:
@@ -45,14 +49,14 @@ def _truths(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.nda
 
 
 def _detections(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.ndarray:
-    """Hits without a word, errors on top of them with kind, class and score."""
+    """Hits without a word, errors on top of them with class and score, in the colour of their kind."""
     shown = np.flatnonzero(judged.kind >= HIT)
     shown = shown[np.argsort(judged.kind[shown] != HIT, kind="stable")]
     texts, colours = [], []
     for at in shown:
         kind = int(judged.kind[at])
         said = f"{classes[judged.drawn.labels[at]]} {judged.drawn.scores[at]:.2f}"
-        texts.append("" if kind == HIT else f"{KINDS[kind]}: {said}")
+        texts.append("" if kind == HIT else said)
         colours.append(FOUND if kind == HIT else _rgb(KINDS[kind]))
     return annotate(image, judged.drawn.boxes[shown].tolist(), texts=texts, colours=colours)
 

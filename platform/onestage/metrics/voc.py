@@ -3,8 +3,9 @@
 N detections of one class, of all images.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class VocAP:
 
     def __call__(self, found: Sequence[Found]) -> dict[str, float]:
         """Every score of a split's images by its name; none of a split without truths."""
-        by_class = {name: one for label, name in enumerate(self.classes) if (one := _curve(found, label)) is not None}
+        by_class = {self.classes[label]: curve for label, curve in _curves(found)}
         values: dict[str, float] = {}
         for year, score in (("voc07", eleven_points), ("voc12", area)):
             scores = {name: score(recall, precision) for name, (recall, precision) in by_class.items()}
@@ -59,24 +60,31 @@ def area(recall: Floats, precision: Floats) -> float:
     return float((np.diff(recall, prepend=0.0) * best).sum())
 
 
-def _curve(found: Sequence[Found], label: int) -> tuple[Floats, Floats] | None:
-    """Recall and precision (N,) behind each detection that counts; None for a class without truths."""
-    scores, hits, num_truths = [np.zeros(0)], [np.zeros(0, dtype=bool)], 0
+class _Seen(NamedTuple):
+    """Of one class in one image: its truths, and the scores and hits (N,) of what counts, the surest first."""
+
+    truths: int
+    scores: Floats
+    hits: Bools
+
+
+def _curves(found: Sequence[Found]) -> Iterator[tuple[int, tuple[Floats, Floats]]]:
+    """The labels that have truths, each with recall and precision (N,) behind each detection that counts."""
+    by_label: dict[int, list[_Seen]] = defaultdict(list)
     for one in found:
         drawn, truths = drawn_of(one), truths_of(one)
-        mine, chosen = truths.labels == label, drawn.labels == label
-        left_out = (truths.difficult | truths.crowd)[mine]
-        num_truths += int((~left_out).sum())
-        if chosen.any():
-            order = np.argsort(-drawn.scores[chosen], kind="stable")
-            hit, counts = _judged(drawn.boxes[chosen][order], truths.boxes[mine], left_out)
-            scores.append(drawn.scores[chosen][order][counts])
-            hits.append(hit[counts])
-    if num_truths == 0:
-        return None
-    by_score = np.argsort(-np.concatenate(scores), kind="stable")
-    found_so_far = np.cumsum(np.concatenate(hits)[by_score])
-    return found_so_far / num_truths, found_so_far / np.arange(1, len(found_so_far) + 1)
+        left_out = truths.difficult | truths.crowd
+        for label in np.union1d(drawn.labels, truths.labels).tolist():
+            mine, chosen = truths.labels == label, np.flatnonzero(drawn.labels == label)
+            order = chosen[np.argsort(-drawn.scores[chosen], kind="stable")]
+            hit, counts = _judged(drawn.boxes[order], truths.boxes[mine], left_out[mine])
+            num_truths = int((mine & ~left_out).sum())
+            by_label[int(label)].append(_Seen(num_truths, drawn.scores[order][counts], hit[counts]))
+    for label, seen in sorted(by_label.items()):
+        if num_truths := sum(one.truths for one in seen):
+            by_score = np.argsort(-np.concatenate([one.scores for one in seen]), kind="stable")
+            hits = np.cumsum(np.concatenate([one.hits for one in seen])[by_score])
+            yield label, (hits / num_truths, hits / np.arange(1, len(hits) + 1))
 
 
 def _judged(boxes: Floats, truths: Floats, left_out: Bools) -> tuple[Bools, Bools]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onestage.drawing import draw, side_by_side
 from onestage.training.endings import Stopped
-from onestage.training.module import DetectionModule
+from onestage.training.module import DetectionModule, Found
 from onestage.types import Batch
 
 COLUMNS: Final = 4
@@ -191,6 +191,26 @@ class Pictures(Callback):
                     classes=self.classes,
                 )
                 self.sink(f"val/image_{one.image_id:06d}", side_by_side(truth, guess), trainer.global_step)
+
+
+class BestFound(Callback):
+    """Keeps on rank 0 what the best validation ``found``, and its ``step`` and ``metrics``.
+
+    A resume that finds no better one than the training before it has its newest. None where there was none.
+    """
+
+    def __init__(self) -> None:
+        self.found: Sequence[Found] | None = None
+        self.metrics: dict[str, float] = {}
+        self.step = 0
+        self.is_best = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        best = "best/map" in pl_module.metrics
+        if trainer.is_global_zero and (best or not self.is_best):
+            self.found, self.metrics = pl_module.found, pl_module.metrics
+            self.step, self.is_best = trainer.global_step, best
 
 
 class BatchPicture(Callback):
