@@ -125,3 +125,9 @@ def make_detector() -> Callable[..., Any]:
         return build(_node(name, overrides))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def scenes() -> ModuleType:
+    """Truths and detections to measure: ``tests/references/scenes.py``."""
+    return _module("reference_scenes", Path(__file__).parent / "references" / "scenes.py")

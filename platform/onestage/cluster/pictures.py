@@ -6,6 +6,7 @@ They cost seconds, and none of them ever ends a training: what goes wrong here i
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,7 +45,8 @@ def of_dataset(tracker: Tracker, data: DetectionData, config: Mapping[str, Any],
         title = f"{data.manifest.name}: {sample}, {len(statistics.labels):,} boxes"
         figures = {"labels": labels(statistics, title=title, input_size=(height, width), strides=strides)}
         if (anchors := detector.anchor_sizes()) is not None and len(statistics.labels):
-            figures["anchors"] = _anchors(anchors, statistics, size=(height, width))
+            trained = measure(replace(sample.contents, splits={"train": sample.contents.splits["train"]}))
+            figures["anchors"] = _anchors(anchors, trained, size=(height, width))
         for name, figure in figures.items():
             file = folder / f"{name}.png"
             figure.savefig(file, dpi=100)

@@ -68,6 +68,8 @@ def _classes(axes: "Axes", statistics: Statistics) -> None:
 
 def _histogram(axes: "Axes", bins: charts.Bins, xlabel: str, ylabel: str) -> None:
     edges = np.array(bins.edges)
+    if not bins.logarithmic and edges[1] - edges[0] == 1:
+        edges -= 0.5  # a bar for each whole number stands over it
     axes.bar(edges[:-1], bins.counts, width=np.diff(edges), align="edge", color=COLOURS[0], edgecolor="white",
              linewidth=0.5)  # fmt: skip
     if bins.logarithmic:

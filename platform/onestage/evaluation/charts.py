@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from onestage.evaluation.report import Report
-from onestage.metrics.curves import RECALLS, THRESHOLDS, Curve, best_threshold, mean_f1
+from onestage.metrics.curves import THRESHOLDS, Curve, best_threshold, mean_f1
+from onestage.metrics.matching import RECALLS
 from onestage.metrics.tide import KINDS
 
 if TYPE_CHECKING:

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from onestage.metrics.matching import IOUS, Matched, matched
+from onestage.metrics.matching import IOUS, RECALLS, Matched, matched
 from onestage.metrics.mean_ap import Found
 
 RESAMPLES: Final = 200
 LEVEL: Final = 0.95
-RECALLS: Final = torch.linspace(0.0, 1.0, 101).double().numpy()  # rounded as torchmetrics has them
 
 
 def map_interval(

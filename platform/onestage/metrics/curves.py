@@ -8,9 +8,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from onestage.metrics.matching import Floats, Matched
+from onestage.metrics.matching import RECALLS, Floats, Matched
 
-RECALLS: Final = np.linspace(0.0, 1.0, 101)
 THRESHOLDS: Final = np.linspace(0.0, 1.0, 1001)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from onestage.metrics.mean_ap import Found
 
 IOUS: Final = np.linspace(0.5, 0.95, 10)
+RECALLS: Final = torch.linspace(0.0, 1.0, 101).double().numpy()
+"""Where COCO asks for a precision; rounded as torchmetrics has them, which decides where few truths are."""
 MAX_DETECTIONS: Final = 100
 """Of one class in one image, as COCO counts them."""
 NO_TRUTH: Final = -1

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from onestage.metrics.curves import RECALLS
 from onestage.metrics.matching import NO_TRUTH, Bools, Drawn, Floats, Ints, Truths, drawn_of, match, overlap, truths_of
 from onestage.metrics.mean_ap import Found
 
@@ -16,6 +15,7 @@ FOREGROUND_IOU: Final = 0.5  # t_f
 BACKGROUND_IOU: Final = 0.1  # t_b
 KINDS: Final = ("classification", "localisation", "both", "duplicate", "background", "missed")
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(6)
+RECALLS: Final = np.linspace(0.0, 1.0, 101)  # as the authors' tidecv has them
 HIT: Final = -1
 UNCOUNTED: Final = -2
 """A detection in a crowd, or behind the 100 best of its class."""
