@@ -9,6 +9,7 @@ from onestage.types import Detections, Target
 
 
 class Found(NamedTuple):
+    image_id: int
     detections: Detections
     target: Target
 
@@ -24,6 +25,7 @@ def one(
     """An image by hand: boxes with labels, and boxes with labels and scores, in any order."""
     detections = sorted(detections, key=lambda found: -found[2])
     return Found(
+        image_id,
         Detections(
             torch.tensor([box for box, _, _ in detections]).reshape(-1, 4),  # type: ignore[arg-type]
             torch.tensor([score for _, _, score in detections]),
