@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onestage.drawing import COLOURS
-from onestage.training.callbacks import BatchPicture, Ema, StopWhenAsked, sheet
+from onestage.training.callbacks import BatchPicture, BestFound, Ema, StopWhenAsked, sheet
 from onestage.training.endings import Stopped
 from onestage.training.module import DetectionModule
 from onestage.types import XYXY, Batch, Target
@@ -218,3 +218,35 @@ class TestStopWhenAsked:
     def test_not_asked_it_ends_as_ever(self, tmp_path: Path) -> None:
         trainer, _ = trained(tmp_path, StopWhenAsked(lambda: False, save=lambda trainer: pytest.fail("saved")))
         assert trainer.global_step == 6
+
+
+class TestBestFound:
+    class At:
+        """As much of a trainer as is asked for."""
+
+        is_global_zero = True
+
+        def __init__(self, step: int) -> None:
+            self.global_step = step
+
+    @staticmethod
+    def validated(*rounds: dict[str, float]) -> BestFound:
+        """After validations with these metrics, at steps 1, 2, …; each finds its step."""
+        kept = BestFound()
+        module = DetectionModule.__new__(DetectionModule)
+        for step, metrics in enumerate(rounds, start=1):
+            object.__setattr__(module, "found", [step])
+            object.__setattr__(module, "metrics", metrics)
+            kept.on_validation_end(TestBestFound.At(step), module)  # type: ignore[arg-type]
+        return kept
+
+    def test_the_best_validation_is_kept_not_the_last(self) -> None:
+        kept = self.validated({"best/map": 0.1}, {"best/map": 0.3}, {"val/map": 0.2})
+        assert (kept.found, kept.step, kept.metrics) == ([2], 2, {"best/map": 0.3})
+
+    def test_without_a_better_one_since_a_resume_it_is_the_newest(self) -> None:
+        kept = self.validated({"val/map": 0.2}, {"val/map": 0.1})
+        assert (kept.found, kept.step) == ([2], 2)
+
+    def test_before_any_there_is_none(self) -> None:
+        assert self.validated().found is None

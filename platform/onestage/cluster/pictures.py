@@ -44,8 +44,8 @@ def of_dataset(tracker: Tracker, data: DetectionData, config: Mapping[str, Any],
         strides = tuple(getattr(detector, "strides", ()))
         title = f"{data.manifest.name}: {sample}, {len(statistics.labels):,} boxes"
         figures = {"labels": labels(statistics, title=title, input_size=(height, width), strides=strides)}
-        if (anchors := detector.anchor_sizes()) is not None and len(statistics.labels):
-            trained = measure(replace(sample.contents, splits={"train": sample.contents.splits["train"]}))
+        trained = measure(replace(sample.contents, splits={"train": sample.contents.splits["train"]}))
+        if (anchors := detector.anchor_sizes()) is not None and len(trained.labels):
             figures["anchors"] = _anchors(anchors, trained, size=(height, width))
         for name, figure in figures.items():
             file = folder / f"{name}.png"
