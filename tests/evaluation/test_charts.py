@@ -52,6 +52,13 @@ def test_the_means_are_map_50_and_map(scenes: ModuleType) -> None:
     assert named[-1] == f"mean, IoU 0.5 to 0.95  {report.metrics['map']:.3f}"
 
 
+def test_the_only_class_is_drawn_once(scenes: ModuleType) -> None:
+    report = report_of(scenes.scene(2, num_classes=1), 1)
+    figure = charts.precision_recall(report)
+    assert len(figure.axes[0].lines) == 2
+    assert figure.legends[0].texts[0].get_text() == f"class 0 with a lo…  {report.metrics['map_50']:.3f}"
+
+
 def test_the_best_threshold_is_marked(scenes: ModuleType) -> None:
     report = report_of(scenes.scene(2), 3)
     lines = {line.get_label(): line for line in charts.f1(report).axes[0].lines}

@@ -53,10 +53,15 @@ def precision_recall(report: Report) -> "Figure":
         name = f"{_short(report.classes[one.label])}  {one.envelope().mean():.3f}"
         axes.plot(RECALLS, one.envelope(), color=colour, **_line(colour, name))
     means = [np.mean([one.envelope() for one in curves], axis=0) for curves in report.curves]
-    axes.plot(RECALLS, means[0], color="black", linewidth=3, label=f"mean  {means[0].mean():.3f}")
+    axes.plot(RECALLS, means[0], color="black", linewidth=3, label=f"{_mean(report)}  {means[0].mean():.3f}")
     whole = np.mean(means, axis=0)
     axes.plot(
-        RECALLS, whole, color="black", linewidth=2, linestyle="--", label=f"mean, IoU 0.5 to 0.95  {whole.mean():.3f}"
+        RECALLS,
+        whole,
+        color="black",
+        linewidth=2,
+        linestyle="--",
+        label=f"{_mean(report)}, IoU 0.5 to 0.95  {whole.mean():.3f}",
     )
     axes.set(xlabel="recall (share of truths found)", ylabel="precision (share of detections right)")
     axes.set(title=f"Precision and recall at IoU 0.5{_of(report)}")
@@ -75,7 +80,13 @@ def f1(report: Report) -> "Figure":
         if colour != GREY:
             axes.plot(best.threshold, best.f1, "o", color=colour, markeredgecolor="white", zorder=5)
     threshold, highest = best_threshold(curves)
-    axes.plot(THRESHOLDS, mean_f1(curves), color="black", linewidth=3, label=f"mean  {highest:.2f} at {threshold:.2f}")
+    axes.plot(
+        THRESHOLDS,
+        mean_f1(curves),
+        color="black",
+        linewidth=3,
+        label=f"{_mean(report)}  {highest:.2f} at {threshold:.2f}",
+    )
     axes.axvline(threshold, color="black", linestyle=":", linewidth=1.5, label="best threshold for all")
     if abs(report.threshold - threshold) > 0.005:
         axes.axvline(report.threshold, color="#777777", linestyle="--", linewidth=1, label="the model's threshold")
@@ -166,7 +177,12 @@ def errors(report: Report) -> "Figure":
 
 
 def _in_front(curves: Sequence[Curve]) -> list[tuple[Curve, str]]:
-    """The curves with their colours: of more than there are, the three best and worst; the others come first, grey."""
+    """The curves with their colours: of more than there are, the three best and worst; the others come first, grey.
+
+    A class that is the only one is the mean.
+    """
+    if len(curves) == 1:
+        return []
     by_ap = sorted(curves, key=lambda one: -float(one.envelope().mean()))
     if len(by_ap) <= len(COLOURS):
         return list(zip(by_ap, COLOURS, strict=False))
@@ -183,6 +199,12 @@ def _of(report: Report) -> str:
     """Which of many classes are named."""
     number = len(report.curves[0])
     return f", the 3 best and 3 worst of {number} classes" if number > len(COLOURS) else ""
+
+
+def _mean(report: Report) -> str:
+    """What the black line is called."""
+    curves = report.curves[0]
+    return _short(report.classes[curves[0].label]) if len(curves) == 1 else "mean"
 
 
 def _short(name: str) -> str:
