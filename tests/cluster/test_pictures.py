@@ -83,7 +83,7 @@ def test_a_detector_without_anchors_has_the_labels_alone(digits: Path, tmp_path:
 def test_the_best_validation_leaves_what_an_evaluation_does(digits: Path, tmp_path: Path, found: list[Any]) -> None:
     config, tracker = config_of(digits, "trainer.num_pictures=2"), Kept()
     data = build(config["data"])
-    pictures.of_validation(tracker, best_of(found), data, job_of(config, tmp_path), tmp_path)  # type: ignore[arg-type]
+    pictures.of_validation(tracker, best_of(found), data, job_of(config, tmp_path), tmp_path, threshold=0.25)  # type: ignore[arg-type]
     names = {"metrics.json", "per_class.csv", "per_image.csv", "detections.json"} | {f"{one}.png" for one in CHARTS}
     assert tracker.artifacts["evaluation/val"] >= names
     assert {key for key, _ in tracker.pictures} == {f"val/{name}" for name in CHARTS | {"worst_01", "worst_02"}}
@@ -97,7 +97,9 @@ def test_of_a_large_validation_a_part_is_drawn_and_it_says_so(
 ) -> None:
     monkeypatch.setattr(pictures, "MAX_IMAGES", 2)
     config = config_of(digits, "trainer.num_pictures=1")
-    pictures.of_validation(Kept(), best_of(found), build(config["data"]), job_of(config, tmp_path), tmp_path)  # type: ignore[arg-type]
+    pictures.of_validation(
+        Kept(), best_of(found), build(config["data"]), job_of(config, tmp_path), tmp_path, threshold=0.25
+    )  # type: ignore[arg-type]
     numbers = json.loads((tmp_path / "evaluation" / "val" / "metrics.json").read_text())
     assert (numbers["num_images"], numbers["of_images"], numbers["metrics"]["map"]) == (2, 5, 0.25)
 
@@ -107,7 +109,7 @@ def test_who_wants_none_pays_nothing(digits: Path, tmp_path: Path, found: list[A
     config = config_of(digits, *(["trainer.num_pictures=0"] if isinstance(tracker, Kept) else []))
     data = build(config["data"])
     pictures.of_dataset(tracker, data, config, None, tmp_path)
-    pictures.of_validation(tracker, best_of(found), data, job_of(config, tmp_path), tmp_path)
+    pictures.of_validation(tracker, best_of(found), data, job_of(config, tmp_path), tmp_path, threshold=0.25)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,7 +121,7 @@ def test_what_goes_wrong_is_one_warning(
     data, folder = build(config["data"]), tmp_path / "file" / "run"
     with caplog.at_level(logging.WARNING):
         pictures.of_dataset(Kept(), data, config, build(config["detector"]), folder)  # type: ignore[arg-type]
-        pictures.of_validation(Kept(), best_of(found), data, job_of(config, folder), folder)  # type: ignore[arg-type]
+        pictures.of_validation(Kept(), best_of(found), data, job_of(config, folder), folder, threshold=0.25)  # type: ignore[arg-type]
     said = [record.getMessage() for record in caplog.records if record.name == pictures.__name__]
     assert [line.split(" could")[0] for line in said] == [
         "the pictures of the dataset",

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-THRESHOLD: Final = 0.25
-"""The score from which a detection is worth a person's look."""
 MAX_IMAGES: Final = 1000
 """Of the validation, evenly spread: enough for a picture of the errors, and 15 s of a core where each has 100 boxes."""
 MAX_BOXES: Final = 100_000
@@ -54,7 +52,9 @@ def of_dataset(tracker: Tracker, data: DetectionData, config: Mapping[str, Any],
             tracker.log_picture(f"dataset/{name}", picture(figure), 0)
 
 
-def of_validation(tracker: Tracker, best: BestFound, data: DetectionData, job: Job, folder: Path) -> None:
+def of_validation(
+    tracker: Tracker, best: BestFound, data: DetectionData, job: Job, folder: Path, *, threshold: float
+) -> None:
     """What ``onestage evaluate`` writes, of the best validation, in ``evaluation/val`` of the run."""
     config = job["config"]
     if not _wanted(tracker, config) or not best.found:
@@ -67,10 +67,10 @@ def of_validation(tracker: Tracker, best: BestFound, data: DetectionData, job: J
         classes = list(data.manifest.classes)
         found = best.found[:: -(-len(best.found) // MAX_IMAGES)]
         scores = {name.removeprefix("val/"): value for name, value in best.metrics.items() if name.startswith("val/")}
-        report = measure(found, classes=classes, threshold=THRESHOLD, coco=scores, of_images=len(best.found))
+        report = measure(found, classes=classes, threshold=threshold, coco=scores, of_images=len(best.found))
         written = output.write(
             report,
-            Stored(job["run_id"], "val", data.manifest.content_hash, classes, THRESHOLD, list(found)),
+            Stored(job["run_id"], "val", data.manifest.content_hash, classes, threshold, list(found)),
             folder / "evaluation" / "val",
             images=lambda ids: data.images("val", ids),
             num_images=config["trainer"]["num_pictures"],

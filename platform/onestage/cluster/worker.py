@@ -35,7 +35,7 @@ from onestage.training.module import DetectionModule
 from onestage.training.pulse import Pulse, Start
 from onestage.training.skips import Skips
 
-PREDICT_THRESHOLD = pictures.THRESHOLD
+PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
 AGREE = timedelta(minutes=30)
 
 EXPECTED_WARNINGS = (
@@ -161,7 +161,7 @@ def _train(
     try:
         if rank == 0:
             _describe(tracker, config, data, run)
-            if resumed is None:
+            if resumed is None and not data.is_remote:
                 pictures.of_dataset(tracker, data, config, module.detector, run.local)
         prepare(trainer).fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
@@ -177,7 +177,9 @@ def _train(
             tracker.log_model(folder, scores, step=trainer.global_step)
             metrics["perf/latency_ms"] = latency_ms(module)
             tracker.log_metrics({"perf/latency_ms": metrics["perf/latency_ms"]}, trainer.global_step)
-            pictures.of_validation(tracker, best_found, data, job, run.local)
+            pictures.of_validation(tracker, best_found, data, job, run.local, threshold=PREDICT_THRESHOLD)
+            if data.is_remote:  # by now its shards have come
+                pictures.of_dataset(tracker, data, config, module.detector, run.local)
         return {"metrics": metrics, "checkpoint": str(last), "best": str(best)}
     finally:
         tracker.close()

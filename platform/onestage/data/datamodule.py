@@ -147,14 +147,20 @@ class DetectionData(pl.LightningDataModule):
         found = {}
         for key in keys:
             with suppress(Unreadable):  # whoever goes through the whole split counts it
-                sample = decode(reader.read(key), num_classes=len(self.manifest.classes))
-                found[sample["image_id"]] = pixels_of(sample["image"])
+                decoded = decode(reader.read(key), num_classes=len(self.manifest.classes))
+                found[decoded["image_id"]] = pixels_of(decoded["image"])
         return found
 
     def labels(self) -> Sample:
-        """What the labels of all splits are like, in two seconds; of a remote set's from one shard of each split."""
-        readers = {split: self._reader(split) for split in self.manifest.splits}
-        return sample(self.manifest, readers, most_shards=1 if self._store.is_remote else None)
+        """What the labels are like, in two seconds; of a remote set one shard each of what a training reads."""
+        splits = [split for split in self.manifest.splits if split in ("train", "val") or not self.is_remote]
+        readers = {split: self._reader(split) for split in splits}
+        return sample(self.manifest, readers, most_shards=1 if self.is_remote else None)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the dataset lies behind an address."""
+        return self._store.is_remote
 
     def _loader(
         self,

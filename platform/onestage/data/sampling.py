@@ -37,8 +37,9 @@ def sample(
     Images that can't be read are left out: who goes through the whole set counts them.
     """
     end = time.monotonic() + limit_s
-    splits: dict[str, list[Entry]] = {name: [] for name in manifest.splits}
-    for name, shard in _in_turns(manifest, most=most_shards):
+    shards = {name: manifest.split(name).shards for name in readers}
+    splits: dict[str, list[Entry]] = {name: [] for name in readers}
+    for name, shard in _in_turns(shards, most=most_shards):
         keys = shard.keys()
         for key in keys:
             if time.monotonic() > end:
@@ -49,13 +50,13 @@ def sample(
     return Sample(
         contents,
         num_images=sum(map(len, splits.values())),
-        of_images=sum(split.num_samples for split in manifest.splits.values()),
+        of_images=sum(shard.num_samples for own in shards.values() for shard in own),
     )
 
 
-def _in_turns(manifest: Manifest, *, most: int | None) -> Iterator[tuple[str, Shard]]:
+def _in_turns(shards: Mapping[str, Sequence[Shard]], *, most: int | None) -> Iterator[tuple[str, Shard]]:
     """Each split's shards, at ``most`` so many, from all over the split; the splits take turns."""
-    turns = [[(name, shard) for shard in _spread(split.shards)[:most]] for name, split in manifest.splits.items()]
+    turns = [[(name, shard) for shard in _spread(own)[:most]] for name, own in shards.items()]
     return (one for one in chain.from_iterable(zip_longest(*turns)) if one is not None)
 
 

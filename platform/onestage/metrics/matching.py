@@ -91,15 +91,25 @@ def match(drawn: Drawn, truths: Truths, *, ious: Floats = IOUS) -> Match:
     A truth is found once; a crowd takes any number, which then count neither way.
     """
     truth = np.full((len(ious), len(drawn.scores)), NO_TRUTH)
-    counts = np.zeros(truth.shape, dtype=bool)
-    for label in np.unique(drawn.labels):
+    counts = np.tile(_among_the_best(drawn), (len(ious), 1))
+    for label in np.intersect1d(drawn.labels, truths.labels):  # the others find nothing
         mine = np.flatnonzero(truths.labels == label)
-        chosen = np.flatnonzero(drawn.labels == label)
-        order = chosen[np.argsort(-drawn.scores[chosen], kind="stable")][:MAX_DETECTIONS]
+        chosen = np.flatnonzero((drawn.labels == label) & counts[0])
+        order = chosen[np.argsort(-drawn.scores[chosen], kind="stable")]
         at, counted = _greedy(drawn.boxes[order], truths.boxes[mine], truths.crowd[mine], ious)
         truth[:, order] = np.append(mine, NO_TRUTH)[at]
         counts[:, order] = counted
     return Match(truth, counts)
+
+
+def _among_the_best(drawn: Drawn) -> Bools:
+    """Which detections (D,) are among the ``MAX_DETECTIONS`` best of their class."""
+    best = np.ones(len(drawn.scores), dtype=bool)
+    if len(best) > MAX_DETECTIONS:
+        for label in np.unique(drawn.labels):
+            chosen = np.flatnonzero(drawn.labels == label)
+            best[chosen[np.argsort(-drawn.scores[chosen], kind="stable")][MAX_DETECTIONS:]] = False
+    return best
 
 
 def truths_of(one: Found) -> Truths:
@@ -141,8 +151,6 @@ def _greedy(boxes: Floats, truths: Floats, crowd: Bools, ious: Floats) -> tuple[
     """Of one class, detections (D, 4) with the surest first: the truths that they find and what counts, (T, D) each."""
     found = np.full((len(ious), len(boxes)), NO_TRUTH)
     counts = np.ones(found.shape, dtype=bool)
-    if not len(truths):
-        return found, counts
     share = overlap(boxes, truths, crowd)
     free = np.tile(~crowd, (len(ious), 1))  # (T, G)
     rows = np.arange(len(ious))

@@ -62,20 +62,18 @@ def _errors(drawn: Drawn, truths: Truths, kind: Ints, truth: Ints, unfound: Bool
     same = drawn.labels[:, None] == truths.labels[None]
     own, other = share * same, share * ~same
     own_best, other_best = own.max(axis=1), other.max(axis=1)
-    kind, truth = kind.copy(), truth.copy()
-    for at in np.flatnonzero(kind == BACKGROUND):
-        if BACKGROUND_IOU <= own_best[at] < FOREGROUND_IOU:
-            kind[at], near = LOCALISATION, int(own[at].argmax())
-        elif other_best[at] >= FOREGROUND_IOU:
-            kind[at], near = CLASSIFICATION, int(other[at].argmax())
-        elif own_best[at] >= FOREGROUND_IOU:
-            kind[at] = DUPLICATE
-            continue
-        else:
-            kind[at] = BACKGROUND if max(own_best[at], other_best[at]) <= BACKGROUND_IOU else BOTH
-            continue
-        truth[at] = near if unfound[near] else NO_TRUTH
-    return kind, truth
+    localisation = (own_best >= BACKGROUND_IOU) & (own_best < FOREGROUND_IOU)
+    classification = ~localisation & (other_best >= FOREGROUND_IOU)
+    nothing = np.maximum(own_best, other_best) <= BACKGROUND_IOU
+    kinds = np.select(
+        [localisation, classification, own_best >= FOREGROUND_IOU, nothing],
+        [LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND],
+        default=BOTH,
+    )
+    near = np.where(localisation, own.argmax(axis=1), other.argmax(axis=1))
+    would_find = np.where((localisation | classification) & unfound[near], near, NO_TRUTH)
+    wrong = kind == BACKGROUND
+    return np.where(wrong, kinds, kind), np.where(wrong, would_find, truth)
 
 
 def counts(judged: Sequence[Judged]) -> dict[str, int]:
