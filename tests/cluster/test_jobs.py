@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +166,28 @@ def test_a_job_that_a_signal_ended_says_which(
         "job train-1 failed: a signal ended it on its node (SIGKILL, for want of memory perhaps)"
         in capsys.readouterr().err
     )
+
+
+def test_a_password_that_comes_in_two_parts_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    log = "store https://ann:hunter2@host/x\nepoch 1\nends without https://bob:pa55@host"
+    states = iter(["RUNNING", "RUNNING", "SUCCEEDED"])
+
+    def by_parts(length: int) -> Callable[[str], AsyncIterator[str]]:
+        async def parts(job: str) -> AsyncIterator[str]:
+            for start in range(0, len(log), length):
+                yield log[start : start + length]
+
+        return parts
+
+    tails = iter([by_parts(17), by_parts(5)])  # the first connection is lost, the second begins from the start
+    following = object.__new__(jobs.Jobs)
+    following._client = SimpleNamespace(
+        get_job_status=lambda job: SimpleNamespace(value=next(states)),
+        tail_job_logs=lambda job: next(tails)(job),
+        get_job_logs=lambda job: log,
+    )
+    asyncio.run(following._tail("job"))
+    assert capsys.readouterr().out == "store https://***@host/x\nepoch 1\nends without https://***@host"
 
 
 STOPPED = """

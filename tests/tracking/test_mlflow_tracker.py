@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from onestage.tracking import runs, spool
+from onestage.tracking import runs, sync
 from onestage.tracking.client import client
 from onestage.tracking.mlflow_tracker import MlflowTracker
 from onestage.tracking.tracker import NoTracker
@@ -168,7 +168,7 @@ def test_what_a_dead_server_missed_is_synced_later(server, store, run_id, tmp_pa
     tracker.log_metrics({"train/loss": 1.0}, 1)
     tracker.set_tags({"phase": "end"})
     assert not tracker.close(0.5)
-    assert spool.sync(folder, uri=store)
+    assert sync.sync(folder, uri=store).state == "arrived"
     assert history(store, run_id, "train/loss") == [(1, 1.0)]
     assert runs.find_run(store, run_id).tags["phase"] == "end"
 

@@ -10,7 +10,7 @@ from onestage.errors import InputError
 from onestage.tracking import spool as spool_module
 from onestage.tracking.delivery import POINTS_PER_CALL, Refused
 from onestage.tracking.journal import Journal
-from onestage.tracking.spool import Spool, open_spool, sync
+from onestage.tracking.spool import Spool, open_spool
 
 
 class Store:
@@ -299,22 +299,12 @@ class TestParcels:
         assert [kind for kind, _, _ in store.items] == ["tags", "model"]
 
 
-class TestSync:
-    def test_refuses_a_folder_in_use(self, tmp_path):
-        spool = open_spool(uri=f"sqlite:///{tmp_path}/x.db", run_id="a", folder=tmp_path / "spool")
-        with pytest.raises(InputError, match="still logs through"):
-            sync(tmp_path / "spool")
-        spool.close(0)
-
-    def test_refuses_another_folder(self, tmp_path):
-        with pytest.raises(InputError, match="nothing to sync"):
-            sync(tmp_path)
-
-    def test_a_folder_belongs_to_one_run_and_keeps_no_password(self, tmp_path):
-        open_spool(uri="http://ann:hunter2@host", run_id="a", folder=tmp_path).close(0)
-        assert json.loads((tmp_path / "run.json").read_text()) == {"uri": "http://host", "run_id": "a"}
-        with pytest.raises(InputError, match="holds what run a logged, not b"):
-            open_spool(uri="http://host", run_id="b", folder=tmp_path)
+def test_a_folder_belongs_to_one_run_and_keeps_no_password(tmp_path):
+    open_spool(uri="http://ann:hunter2@host", run_id="a", folder=tmp_path, every_s=1.0).close(0)
+    held = {"uri": "http://host", "run_id": "a", "every_s": 1.0}
+    assert json.loads((tmp_path / "run.json").read_text()) == held
+    with pytest.raises(InputError, match="holds what run a logged, not b"):
+        open_spool(uri="http://host", run_id="b", folder=tmp_path)
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):

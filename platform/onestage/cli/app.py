@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, sweep
+from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, sweep, sync
 from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add(verbs)
     doctor.add(verbs)
     leaderboard.add(verbs)
+    sync.add(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="COCO's and VOC's metrics of a run on a split, and where it errs")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")

@@ -91,9 +91,9 @@ def _watched(names: Sequence[str], overrides: Sequence[str], flags: Sequence[str
     from onestage.config import compose, merged
     from onestage.config.space import fixed
     from onestage.sweeps import supervisor
-    from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, name_of
+    from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, kept, name_of
 
-    storage = _storage(overrides)
+    overrides, storage = kept(overrides), _storage(overrides)
     before = Setup.load(folder_of(storage, names[0])).overrides if names else []
     config = compose("train", fixed(merged(before, overrides)))
     if config["cluster"]["kind"] != "ray" or JOB_VARIABLE in os.environ:  # a job is lost with its head as a whole

@@ -64,7 +64,7 @@ def writing(out: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def steps(unit: str = "images") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """``step(name)`` starts a bar on stderr, with its rate, and returns what moves it: ``tell(done, total)``.
 
     Nothing is left of it afterwards, and nothing is shown where stderr is no terminal.
@@ -76,7 +76,7 @@ def steps() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
 
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Left())

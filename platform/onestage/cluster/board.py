@@ -170,7 +170,7 @@ class HangMessage(TypedDict):
 
 
 class NoteMessage(TypedDict):
-    """From the driver: one line that a person should read."""
+    """From the driver or rank 0: one line that a person should read."""
 
     note: str
 

@@ -143,12 +143,13 @@ class Jobs:
     async def _tail(self, job: str) -> None:
         """Prints the job's log until it has ended; a lost connection is made again, and what was shown passed over.
 
-        A connection that is lost looks like a log's end. So what comes last is asked for once the job has ended.
+        Whole lines only: a secret that comes in two parts would not be known for one. A connection that is lost looks
+        like a log's end. So what comes last is asked for once the job has ended.
         """
         shown = 0
         heard = time.monotonic()
         while True:
-            read = 0
+            known, rest = shown, ""
             try:
                 ended = self._client.get_job_status(job).value.lower() in ENDED
                 heard = time.monotonic()
@@ -157,10 +158,11 @@ class Jobs:
                     return
                 async for text in _until_silent(self._client.tail_job_logs(job)):
                     heard = time.monotonic()
-                    read += len(text)
-                    if read > shown:
-                        print(redact(text[shown - read :]), end="", flush=True)
-                        shown = read
+                    rest, known = rest + text[known:], max(known - len(text), 0)
+                    lines = rest[: max(rest.rfind("\n"), rest.rfind("\r")) + 1]
+                    if lines:
+                        print(redact(lines), end="", flush=True)
+                        rest, shown = rest[len(lines) :], shown + len(lines)
             except BrokenPipeError:  # nobody reads any more
                 raise
             except Exception as error:

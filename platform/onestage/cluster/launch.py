@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shlex
 import sys
 import traceback
 import uuid
@@ -23,6 +24,7 @@ from onestage.cluster.storage import RunFolder, check_storage, write_json
 from onestage.config import merged
 from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
+from onestage.tracking.redaction import redact
 
 Show = Callable[[dict[str, Any]], None]
 Run = Callable[[Job, Show, Stop], dict[str, Any]]
@@ -117,20 +119,44 @@ def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:
 
 def train(job: Job, *, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:
     """Trains ``by`` whoever has the workers, and ends the run in MLflow; ``shown`` opens what shows the progress."""
-    ending = _train(job, by, stop, shown)
-    while ending.out_of_memory and (config := shrunk(job["config"])) is not None:
-        size = config["data"]["batch_size"]
-        print(f"onestage: {ending.reason}; going on with data.batch_size={size} and accumulation", file=sys.stderr)
-        job = Job(**{**job, "config": config})
-        ending = _train(job, by, stop, shown)
     uri, run_id = job["tracking_uri"], job["run_id"]
+    with _alive(uri, run_id):
+        ending = _train(job, by, stop, shown)
+        while ending.out_of_memory and (config := shrunk(job["config"])) is not None:
+            size = config["data"]["batch_size"]
+            print(f"onestage: {ending.reason}; going on with data.batch_size={size} and accumulation", file=sys.stderr)
+            job = Job(**{**job, "config": config})
+            ending = _train(job, by, stop, shown)
     if uri is not None:
-        from onestage.tracking import runs
-
-        runs.end_run(uri, run_id, ending.status, ending.reason)
         if ending.history is not None and ending.history["restarts"]:
             _log_restarts(uri, run_id, ending.history)
+        _end(uri, job, ending)
     return ending
+
+
+def _alive(uri: str | None, run_id: str) -> AbstractContextManager[None]:
+    """Shows in the store, while this lasts, that this driver lives."""
+    if uri is None:
+        return contextlib.nullcontext()
+    from onestage.tracking.heartbeat import beating
+
+    return beating(uri, run_id)
+
+
+def _end(uri: str, job: Job, ending: Outcome) -> None:
+    """Ends the run in MLflow; what can't be told now waits on disk, and a line says so."""
+    from onestage.tracking import runs, sync
+    from onestage.tracking.spool import SPOOL_FOLDER
+
+    spool = Path(job["folder"]) / SPOOL_FOLDER
+    with contextlib.suppress(OSError, InputError):
+        if runs.end_run(uri, job["run_id"], ending.status, ending.reason):
+            (spool / sync.ENDING).unlink(missing_ok=True)  # of an earlier life
+        else:
+            sync.keep_ending(spool, uri=uri, run_id=job["run_id"], status=ending.status, reason=ending.reason)
+        if sync.spools(spool) and sync.left_in(spool).anything:
+            again = f"onestage sync {shlex.quote(str(spool))}"
+            print(f"onestage: not all has reached MLflow; what waits in {spool} is sent by: {again}", file=sys.stderr)
 
 
 def shrunk(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -196,9 +222,9 @@ def _train(job: Job, by: Run, stop: Stop, shown: Callable[[], AbstractContextMan
     except Ended:
         status, code, reason = "KILLED", INTERRUPTED, "ended by the sweep"
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[-1]}"
+        reason = redact(f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[-1]}")
         with contextlib.suppress(OSError):  # a full disk may be what ended it
-            (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+            (folder / "error.txt").write_text(redact("".join(traceback.format_exception(error))))
             reason += f" (the whole story: {folder / 'error.txt'})"
     if history is not None:
         history.end(ENDINGS[code], reason)
@@ -254,7 +280,7 @@ def reopen_run(uri: str | None, run_id: str) -> None:
     except InputError:
         raise
     except Exception as error:
-        first = str(error).splitlines()[0]
+        first = redact(str(error).splitlines()[0])
         print(f"onestage: MLflow is away ({first}); going on, and sending what is logged later", file=sys.stderr)
 
 

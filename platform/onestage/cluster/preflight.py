@@ -10,6 +10,7 @@ from onestage.data.manifest import Manifest
 from onestage.data.store import StoreSettings, is_address
 from onestage.data.threads import num_cores
 from onestage.errors import InputError
+from onestage.tracking.redaction import without_user
 
 FITS: Final = ("letterbox", "stretch")
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")  # the weights are float32 in all of them
@@ -24,16 +25,20 @@ LEAST: Final = {
     ("checkpoint", "keep"): 1,
     ("checkpoint", "every_steps"): 0,
     ("checkpoint", "every_minutes"): 0,
+    ("tracking", "every_seconds"): 0,
 }
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with paths made absolute and shares of the machine worked out.
+    """The config with paths made absolute and shares of the machine worked out, and without a store's password.
 
+    It is kept with the run, and goes to whoever gets the model. The job's ``tracking_uri`` has the password.
     Raises InputError for what a person should know before a run is opened.
     """
     config = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("sweep", "budget")}))
-    data, cluster = config["data"], config["cluster"]
+    data, cluster, tracking = config["data"], config["cluster"], config["tracking"]
+    config["overrides"] = [without_user(one) for one in config["overrides"]]
+    tracking["uri"] = tracking["uri"] and without_user(tracking["uri"])
     if data["root"] is None:
         raise InputError("data.root is not set: name a dataset folder, as data.root=shards/bccd")
     if not is_address(data["root"]):

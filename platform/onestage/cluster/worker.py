@@ -111,7 +111,7 @@ def _train(
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data: DetectionData = build(config["data"])
     module = _module(job, data, resumed=resumed is not None)
-    tracker = _tracker(job, run, resumed) if rank == 0 else NoTracker()
+    tracker = _tracker(job, run, resumed, say=lambda text: progress({"note": text})) if rank == 0 else NoTracker()
     settings, saving = config["trainer"], config["checkpoint"]
     writer = Writer(
         run.checkpoints,
@@ -249,14 +249,20 @@ def _check_sizes(detector: Any, sizes: InputSizes) -> None:
             ) from error
 
 
-def _tracker(job: Job, run: RunFolder, resumed: Path | None) -> Tracker:
+def _tracker(job: Job, run: RunFolder, resumed: Path | None, *, say: Callable[[str], None]) -> Tracker:
     if job["tracking_uri"] is None:
         return NoTracker()
     from onestage.tracking.mlflow_tracker import MlflowTracker
+    from onestage.tracking.spool import SPOOL_FOLDER
 
     step = None if resumed is None else step_of(resumed)
     return MlflowTracker(
-        uri=job["tracking_uri"], run_id=job["run_id"], folder=run.local / "spool", resume_from_step=step
+        uri=job["tracking_uri"],
+        run_id=job["run_id"],
+        folder=run.local / SPOOL_FOLDER,
+        resume_from_step=step,
+        every_s=job["config"]["tracking"]["every_seconds"],
+        say=say,
     )
 
 

@@ -83,6 +83,7 @@ class Tracking:
     kind: str = MISSING
     uri: str | None = None
     experiment: str = MISSING
+    every_seconds: float = MISSING
 
 
 @dataclass

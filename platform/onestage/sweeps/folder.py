@@ -4,8 +4,9 @@ Beside that lies the sweeper's own journal, `trials.jsonl`.
 """
 
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from onestage.cluster.resources import counted_gpus
 from onestage.cluster.storage import write_json
 from onestage.data.store import is_address
 from onestage.errors import InputError
+from onestage.tracking.client import with_user
+from onestage.tracking.redaction import without_user
 
 if TYPE_CHECKING:
     from hydra_plugins.ray_tune_sweeper._journal import Journal
@@ -35,6 +38,19 @@ def name_of(settings: Mapping[str, Any]) -> str:
     return settings["name"] or f"{datetime.now():%m%d-%H%M%S}"
 
 
+def kept(overrides: Sequence[str]) -> list[str]:
+    """The overrides as they may lie on disk. The password of a tracking address goes into the environment instead.
+
+    There this process and its trials find it.
+    """
+    shown = [without_user(one) for one in overrides]
+    for override, without in zip(overrides, shown, strict=True):
+        key, _, uri = override.partition("=")
+        if key == "tracking.uri" and override != without:
+            os.environ["MLFLOW_TRACKING_URI"] = uri.strip("'\"")
+    return shown
+
+
 def journal_of(folder: Path) -> "Journal":
     """The sweeper's journal, as it is now. Raises InputError where a line of it is damaged."""
     from hydra_plugins.ray_tune_sweeper._journal import Damaged, Journal
@@ -49,6 +65,7 @@ def journal_of(folder: Path) -> "Journal":
 class Setup:
     """A sweep as it was started; plain data, for its trials and for whoever goes on with it.
 
+    The password of ``tracking_uri`` is not kept: it comes from MLFLOW_TRACKING_URI.
     ``cluster`` is the config's, with each worker's share worked out; ``parent`` the sweep's own run in MLflow.
     """
 
@@ -63,7 +80,8 @@ class Setup:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SETUP, asdict(self))
+        uri = self.tracking_uri and without_user(self.tracking_uri)
+        write_json(folder / SETUP, asdict(self) | {"tracking_uri": uri})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -73,7 +91,8 @@ class Setup:
             others = sorted(path.parent.name for path in folder.parent.glob(f"*/{SETUP}"))
             there = f"there are {', '.join(others)}" if others else "there is none"
             raise InputError(f"no sweep {folder.name!r} in {folder.parent}: {there}; storage=… names another place")
-        return cls(**json.loads(file.read_text()))
+        known = json.loads(file.read_text())
+        return cls(**known | {"tracking_uri": known["tracking_uri"] and with_user(known["tracking_uri"])})
 
     @property
     def sign(self) -> int:

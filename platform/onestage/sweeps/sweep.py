@@ -23,10 +23,11 @@ from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, OUT_OF_BUDGET, PREEMPTED, InputError
 from onestage.sweeps import trial
 from onestage.sweeps.conclusion import Conclusion, conclude
-from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, name_of
+from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, kept, name_of
 from onestage.sweeps.plan import Plan, plan, side_by_side
 from onestage.sweeps.status import mend
 from onestage.sweeps.watch import Watch
+from onestage.tracking.heartbeat import beating
 from onestage.tracking.runs import SWEEP_TAG
 from onestage.tracking.tracker import store_uri
 
@@ -50,7 +51,7 @@ class Outcome:
 
 def start(overrides: Sequence[str]) -> Outcome:
     """Runs a sweep. Raises InputError before anything starts for what can be known to be wrong by then."""
-    made = plan(overrides)
+    made = plan(kept(overrides))
     name = name_of(made.settings)
     folder = folder_of(made.config["storage"], name)
     if (folder / SETUP).exists():
@@ -63,6 +64,7 @@ def start(overrides: Sequence[str]) -> Outcome:
 def resume(name: str, overrides: Sequence[str], *, storage: str) -> Outcome:
     """Goes on with a sweep that was cut: finished trials stay, those under way go on from their checkpoints."""
     folder = folder_of(storage, name)
+    overrides = kept(overrides)
     before = Setup.load(folder)
     for override in overrides:
         if override not in before.overrides and not override.startswith(MAY_CHANGE):
@@ -105,7 +107,7 @@ def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcom
         setup.save(folder)
         watch = Watch(folder, setup)
         try:
-            with _on_sigterm():
+            with _on_sigterm(), beating(uri, parent):
                 ended, code = _run_trials(watch, [*made.overrides, *own])
                 mend(folder, setup, journal_of(folder))
                 crown = code in (DONE, OUT_OF_BUDGET)  # who interrupts is in a hurry

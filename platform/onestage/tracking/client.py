@@ -64,15 +64,26 @@ def tracking_uri(configured: str | None) -> str:
     >>> tracking_uri("https://mlflow.example.org/")
     'https://mlflow.example.org/'
     """
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = with_user(configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
     if uri.startswith(SQLITE):
         return SQLITE + str(Path(uri.removeprefix(SQLITE)).expanduser().resolve())
     return uri if ":" in uri or uri.startswith("databricks") else Path(uri).expanduser().resolve().as_uri()
 
 
+def with_user(uri: str) -> str:
+    """The URI with the user and password that MLFLOW_TRACKING_URI has for it: on disk it is kept without them."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named if uri == without_user(named) else uri
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is reached over HTTP."""
+    return uri.startswith(("http://", "https://"))
+
+
 def check(uri: str) -> None:
     """Raises InputError, within about 6 s (and MLflow's import), when no usable store is at ``uri``."""
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         _reach(uri)
     try:
         client(uri).search_experiments(max_results=1)

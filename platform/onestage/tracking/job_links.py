@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from onestage.tracking.client import SQLITE, client
+from onestage.tracking.client import SQLITE, client, is_server
+from onestage.tracking.endings import bury
 from onestage.tracking.redaction import without_user
 from onestage.tracking.runs import JOB_TAG
 
@@ -20,7 +21,8 @@ def runs_of_jobs(stores: Mapping[str, Collection[str]], *, limit_s: float = LIMI
     """By job, where its newest run is to be seen: its page where the store is a server, else its id.
 
     ``stores`` has the ids of the jobs by their store's tracking URI. Jobs without a run are left out; so are those
-    whose store does not answer within ``limit_s``, which also does not keep this process from ending.
+    whose store does not answer within ``limit_s``, which also does not keep this process from ending. Of those found,
+    the ones without a living driver are KILLED.
     """
     found: dict[str, str] = {}
 
@@ -54,7 +56,8 @@ def _runs_of_jobs(uri: str, jobs: frozenset[str]) -> dict[str, str]:
         for job in run.data.tags[JOB_TAG].split()  # a run that was resumed has had several
         if job in jobs
     }
-    if not uri.startswith(("http://", "https://")):
+    bury(uri, of_job.values())
+    if not is_server(uri):
         return {job: run.info.run_id for job, run in of_job.items()}
     pages = f"{without_user(uri).rstrip('/')}/#/experiments"
     return {job: f"{pages}/{run.info.experiment_id}/runs/{run.info.run_id}" for job, run in of_job.items()}

@@ -3,9 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from onestage.tracking.averaging import Line, grouped, is_open, points_of
 from onestage.tracking.delivery import POINTS_PER_CALL, Point, allowed_name
 
 
@@ -32,8 +33,9 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
-                for point in _points(line):
-                    self._last_step[point.key] = max(point.step, self._last_step.get(point.key, point.step))
+                read = _line(line, whole)
+                for key in read.metrics:
+                    self._last_step[key] = max(read.step, self._last_step.get(key, read.step))
             file.truncate(whole)
         return whole
 
@@ -51,17 +53,33 @@ class Journal:
         self.written += len(line)
         self._last_step.update(dict.fromkeys(new, step))
 
-    def unsent(self) -> tuple[list[Point], int]:
-        """The oldest points that wait, about one call's worth, and the offset to `mark_sent` once they arrived."""
+    def unsent(
+        self, *, held: Mapping[str, int] = {}, every_s: float = 0.0, last: bool = True
+    ) -> tuple[list[Point], int]:
+        """The oldest points that wait, about one call's worth, and the offset to `mark_sent` once they arrived.
+
+        Steps within ``every_s`` seconds are one point (`onestage.tracking.averaging`); without ``last`` those of the
+        present moment still wait for more of their kind. What the store ``held`` up to a key's step is left out.
+        """
         points: list[Point] = []
         end, written = self.sent, self.written
+        for group in grouped(self._waiting(written), every_s):
+            if not last and group[-1].end == written and is_open(group, every_s):
+                break
+            points += points_of(group, held)
+            end = group[-1].end
+            if len(points) >= POINTS_PER_CALL:
+                break
+        return points, end
+
+    def _waiting(self, written: int) -> Iterator[Line]:
+        end = self.sent
         with self._path.open("rb") as file:
-            file.seek(self.sent)
-            while end < written and len(points) < POINTS_PER_CALL:
+            file.seek(end)
+            while end < written:
                 line = file.readline()
                 end += len(line)
-                points += _points(line)
-        return points, end
+                yield _line(line, end)
 
     def mark_sent(self, offset: int) -> None:
         """Note, in one step that a crash can't halve, that the store has the first ``offset`` bytes."""
@@ -75,9 +93,9 @@ class Journal:
         self._file.close()
 
 
-def _points(line: bytes) -> list[Point]:
+def _line(line: bytes, end: int) -> Line:
     try:
         record = json.loads(line)
     except ValueError:  # A power cut can leave a line of zeros.
-        return []
-    return [Point(key, value, record["time"], record["step"]) for key, value in record["metrics"].items()]
+        return Line(end, 0, 0, {})
+    return Line(end, record["step"], record["time"], record["metrics"])

@@ -19,6 +19,7 @@ from onestage.tracking.runs import (
     STATE_TAG,
     SWEEP_TAG,
     TRIAL_TAG,
+    mark_dead,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def entries(uri: str, experiment: str, *, sweep: str | None = None) -> list[Entr
     if known is None or known.lifecycle_stage == "deleted":
         names = [one.name for one in client(uri).search_experiments()]
         raise InputError(f"no experiment {experiment!r} in {redact(uri)}{_nearest(experiment, names)}")
+    mark_dead(uri, experiment)
     runs = _all_runs(uri, known.experiment_id)
     trainings = [run for run in runs if TRIAL_TAG in run.data.tags or SWEEP_TAG not in run.data.tags]
     if sweep is not None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onestage.tracking import pyfunc
+from onestage.tracking.averaging import FullRate
 from onestage.tracking.delivery import allowed_name
 from onestage.tracking.redaction import redact, redact_settings
 from onestage.tracking.spool import open_spool
@@ -25,19 +26,34 @@ class MlflowTracker:
 
     ``folder`` belongs to this run alone, and a resume on the same host uses it again. ``resume_from_step`` is the step
     of the checkpoint that the training goes on from (None: it starts): steps between it and the last one logged are
-    trained twice but logged once, as they were first.
+    trained twice but logged once, as they were first. Steps within ``every_s`` seconds are sent as their average
+    (`onestage.tracking.averaging`); 0 sends each, and tells ``say`` in one line what that costs.
     """
 
-    def __init__(self, *, uri: str, run_id: str, folder: Path, resume_from_step: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        uri: str,
+        run_id: str,
+        folder: Path,
+        resume_from_step: int | None = None,
+        every_s: float = 0.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.run_id = run_id
-        self._spool = open_spool(uri=uri, run_id=run_id, folder=folder, resumed=resume_from_step is not None)
+        resumed = resume_from_step is not None
+        self._spool = open_spool(uri=uri, run_id=run_id, folder=folder, resumed=resumed, every_s=every_s)
+        self._full_rate = FullRate(say) if say is not None and every_s <= 0 else None
 
     def log_params(self, params: Mapping[str, object]) -> None:
         flat = {allowed_name(key): text[:PARAM_LIMIT] for key, text in _flatten(redact_settings(params))}
         self._spool.put("params", {"params": flat})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        began = time.perf_counter()
         self._spool.append(metrics, step)
+        if self._full_rate is not None:
+            self._full_rate.add(metrics, time.perf_counter() - began)
 
     def log_picture(self, key: str, image: NDArray[np.uint8], step: int) -> None:
         fields = {"key": allowed_name(key).replace(":", "_"), "step": int(step), "time_ms": _now_ms()}
@@ -70,6 +86,8 @@ class MlflowTracker:
         self._spool.put("tags", {"tags": shown})
 
     def close(self, timeout_s: float = 30.0) -> bool:
+        if self._full_rate is not None:
+            self._full_rate.tell()
         return self._spool.close(timeout_s)
 
 

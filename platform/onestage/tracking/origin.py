@@ -13,6 +13,8 @@ import psutil
 HOST_TAG: Final = "onestage.host"
 PID_TAG: Final = "onestage.pid"
 STARTED_TAG: Final = "onestage.started"
+NAMESPACE_TAG: Final = "onestage.pids"
+"""Which processes the pid counts among: containers of one host may have its name and see others' processes not."""
 
 
 def origin_tags() -> dict[str, str]:
@@ -28,12 +30,22 @@ def origin_tags() -> dict[str, str]:
 
 def process_tags() -> dict[str, str]:
     """This process, so that another can tell whether it is gone."""
-    return {HOST_TAG: host(), PID_TAG: str(os.getpid()), STARTED_TAG: f"{psutil.Process().create_time():.2f}"}
+    return {
+        HOST_TAG: host(),
+        PID_TAG: str(os.getpid()),
+        STARTED_TAG: f"{psutil.Process().create_time():.2f}",
+        NAMESPACE_TAG: _namespace(),
+    }
+
+
+def is_here(tags: Mapping[str, str]) -> bool:
+    """Whether the process of these tags is, or was, one that this process would see."""
+    return tags.get(HOST_TAG) == host() and tags.get(NAMESPACE_TAG, _namespace()) == _namespace() and PID_TAG in tags
 
 
 def is_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process of these tags runs on this host; a reused pid shows by its start time."""
-    if tags.get(HOST_TAG) != host() or PID_TAG not in tags:
+    """Whether the process of these tags runs here; a reused pid shows by its start time."""
+    if not is_here(tags):
         return False
     try:
         process = psutil.Process(int(tags[PID_TAG]))
@@ -47,6 +59,13 @@ def is_alive(tags: Mapping[str, str]) -> bool:
 def host() -> str:
     """This machine's name."""
     return socket.gethostname()
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        return ""
 
 
 def _user() -> str:

@@ -9,26 +9,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from onestage.errors import InputError
 from onestage.tracking.client import SQLITE, check, client, missing, refused, tracking_uri
 from onestage.tracking.delivery import allowed_name
-from onestage.tracking.origin import HOST_TAG, PID_TAG, host, is_alive, origin_tags, process_tags
+from onestage.tracking.endings import Ending, bury, end_if_running, end_run
+from onestage.tracking.heartbeat import REASON_TAG, dead_because, last_beat, life_tags, store_time, where
+from onestage.tracking.origin import PID_TAG, is_alive, is_here, origin_tags
 from onestage.tracking.redaction import redact, redact_settings
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 __all__ = [
+    "REASON_TAG",
     "Ending",
     "FoundRun",
+    "bury",
     "check",
     "download",
     "download_model",
     "end_if_running",
     "end_run",
     "find_run",
+    "is_busy",
     "last_unfinished",
     "log_summary",
     "logged_model",
@@ -37,9 +42,9 @@ __all__ = [
     "reopen_run",
     "tell",
     "tracking_uri",
+    "where",
 ]
 
-REASON_TAG: Final = "onestage.reason"
 SWEEP_TAG: Final = "onestage.sweep"
 TRIAL_TAG: Final = "onestage.trial"
 POINT_TAG: Final = "onestage.point"
@@ -49,7 +54,6 @@ GPU_HOURS_TAG: Final = "onestage.gpu_hours"  # of a trial, without the time in w
 EPOCHS_TAG: Final = "onestage.epochs"  # of a trial, validated
 METRIC_TAG: Final = "onestage.metric"  # which validation number the score is
 JOB_TAG: Final = "onestage.job"
-Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 _REGISTERED: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
 _LOGGED: Final = re.compile(r"models:/(?P<model_id>m-[\w\-]+)")
@@ -72,40 +76,23 @@ class FoundRun:
 def open_run(uri: str, experiment: str, *, name: str | None = None, tags: Mapping[str, str]) -> str:
     """Start a run, and the experiment where it's new; its id. It carries this process, for `mark_dead`."""
     shown = {key: str(value) for key, value in redact_settings(tags).items()}
-    run = client(uri).create_run(_experiment_id(uri, experiment), run_name=name, tags={**origin_tags(), **shown})
+    tags = {**origin_tags(), **life_tags(uri), **shown}
+    run = client(uri).create_run(_experiment_id(uri, experiment), run_name=name, tags=tags)
     return str(run.info.run_id)
 
 
 def reopen_run(uri: str, run_id: str) -> None:
-    """Set a run to RUNNING again, under this process. MLflow has no way to clear its end time.
+    """Set a run to RUNNING again, under this process, and mark the dead beside it. Its end time can't be cleared.
 
     Raises InputError, with the nearest ids, when there is no such run.
     """
-    if REASON_TAG in _get(uri, run_id).data.tags:
+    run = _get(uri, run_id)
+    if REASON_TAG in run.data.tags:
         client(uri).delete_tag(run_id, REASON_TAG)  # of an end that is none any more
-    for key, value in process_tags().items():
+    for key, value in life_tags(uri).items():
         client(uri).set_tag(run_id, key, value)
     client(uri).update_run(run_id, status="RUNNING")
-
-
-def end_run(uri: str, run_id: str, status: Ending, reason: str | None = None) -> bool:
-    """End a run, with a reason where it didn't finish. False when the store could not be told; never raises."""
-    try:
-        if reason is not None:
-            client(uri).set_tag(run_id, REASON_TAG, redact(reason))
-        client(uri).set_terminated(run_id, status)
-    except Exception:
-        return False
-    return True
-
-
-def end_if_running(uri: str, run_id: str, reason: str) -> bool:
-    """Sets a run to KILLED whose process is known to be gone; whether it was RUNNING. Never raises."""
-    try:
-        running = client(uri).get_run(run_id).info.status == "RUNNING"
-    except Exception:
-        return False
-    return running and end_run(uri, run_id, "KILLED", reason)
+    mark_dead(uri, client(uri).get_experiment(run.info.experiment_id).name)
 
 
 def tell(uri: str, run_id: str, tags: Mapping[str, str], *, params: Mapping[str, str] = {}) -> bool:
@@ -131,31 +118,35 @@ def point_tags(point: Mapping[str, str | float]) -> dict[str, str]:
 def last_unfinished(uri: str, experiment: str) -> str | None:
     """The newest run of the experiment that is RUNNING, FAILED or KILLED; None without one.
 
-    A run that another process on this host is busy with is passed over: two trainings must not share one. So are
-    sweeps and their trials, which are gone on with as a whole.
+    A run that another process is busy with, here or by its signs of life elsewhere, is passed over: two trainings
+    must not share one. So are sweeps and their trials, which are gone on with as a whole.
     """
     for run in _runs(uri, experiment, "attributes.status != 'FINISHED'"):
-        if SWEEP_TAG in run.data.tags:
-            continue
-        busy = run.info.status == "RUNNING" and is_alive(run.data.tags)
-        if not busy or run.data.tags.get(PID_TAG) == str(os.getpid()):
+        if SWEEP_TAG not in run.data.tags and (run.info.status != "RUNNING" or not is_busy(uri, run.data.tags)):
             return str(run.info.run_id)
     return None
 
 
+def is_busy(uri: str, tags: Mapping[str, str]) -> bool:
+    """Whether a RUNNING run's driver is another process than this, and alive as far as is known."""
+    if is_here(tags):
+        return is_alive(tags) and tags.get(PID_TAG) != str(os.getpid())
+    return last_beat(tags) is not None and dead_because(tags, lambda: store_time(uri)) is None
+
+
 def mark_dead(uri: str, experiment: str) -> list[str]:
-    """Set to KILLED the RUNNING runs that this host started and whose process is gone; their ids."""
-    dead = [
-        str(run.info.run_id)
-        for run in _runs(uri, experiment, f"attributes.status = 'RUNNING' AND tags.`{HOST_TAG}` = '{host()}'")
-        if not is_alive(run.data.tags)
-    ]
-    return [run_id for run_id in dead if end_run(uri, run_id, "KILLED", "its process ended without a word")]
+    """Set to KILLED the RUNNING runs of an experiment whose driver is dead; their ids. Never raises."""
+    try:
+        return bury(uri, _runs(uri, experiment, "attributes.status = 'RUNNING'"))
+    except Exception:
+        return []
 
 
 def find_run(uri: str, run_id: str) -> FoundRun:
-    """A run by its id. Raises InputError, with the nearest ids, when there is none."""
+    """A run by its id; one without a living driver is KILLED now. Raises InputError, with the nearest ids, for none."""
     run = _get(uri, run_id)
+    if bury(uri, [run]):
+        run = _get(uri, run_id)
     return FoundRun(
         run_id=run_id,
         name=run.info.run_name or "",

@@ -1,6 +1,6 @@
 """A queue on disk between a training, which never waits, and a tracking store, which may be slow, away or restarted.
 
-What can't be sent stays on disk: the next spool on the folder sends it, or `sync` does. Each point arrives once.
+What can't be sent stays on disk: the next spool on the folder sends it, or `onestage sync`. Each point arrives once.
 """
 
 import fcntl
@@ -23,19 +23,25 @@ POLL_S: Final = 1.0
 LONGEST_WAIT_S: Final = 30.0
 BACKLOG_LIMIT_BYTES: Final = 8 * 1024**3
 ATTEMPTS_PER_PARCEL: Final = 5
+SPOOL_FOLDER: Final = "spool"
+"""Of a run's folder, what holds its spool."""
+TARGET: Final = "run.json"
+"""In a spool's folder: whose run it holds."""
 
 
 class Spool:
     """Queues points and parcels in ``folder``; a thread sends them about once a second, through ``delivery``.
 
+    What is logged at every step is sent as one point in ``every_s`` seconds (0: each step); the folder keeps all.
     ``resumed`` says that the store may hold points that the folder knows nothing of (another host logged them): the
     store is asked, and points at or below its last step of a key are dropped. No method raises for a full disk or a
     store that is away; what is lost or late is said once, as a warning.
     """
 
-    def __init__(self, *, delivery: Delivery, folder: Path, resumed: bool = False) -> None:
+    def __init__(self, *, delivery: Delivery, folder: Path, resumed: bool = False, every_s: float = 0.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._delivery = delivery
+        self._every_s = every_s
         self._lock_file = (folder / "lock").open("w")
         _lock(self._lock_file.fileno())
         self._journal = Journal(folder)
@@ -43,7 +49,8 @@ class Spool:
         # The store's last steps; None: it may hold more than metrics.sent tells, so ask before sending.
         self._held = None if resumed or self._journal.sent < self._journal.written else dict[str, int]()
         self._attempts = 0
-        self._away = False
+        self.trouble: str | None = None
+        """What the store's last answer, or its silence, was, where nothing was sent since."""
         self._warned: set[str] = set()
         self._changed = Condition(RLock())
         self._wake = Event()
@@ -89,13 +96,17 @@ class Spool:
         self._lock_file.close()
         return arrived and self._is_empty()
 
+    def backlog(self) -> int:
+        """The bytes that wait."""
+        return self._journal.written - self._journal.sent + sum(list(self._parcels.waiting.values()))
+
     def _is_empty(self) -> bool:
         return self._journal.sent == self._journal.written and not self._parcels.waiting
 
     def _accepts(self, kind: str) -> bool:
         if self._closed:
             return False
-        backlog = self._journal.written - self._journal.sent + sum(list(self._parcels.waiting.values()))
+        backlog = self.backlog()
         if backlog < BACKLOG_LIMIT_BYTES:
             return True
         self._warn_once("full", "%s not kept: %d bytes wait for the tracking store already", kind, backlog)
@@ -115,23 +126,24 @@ class Spool:
                 self._send_all()
             except Exception as error:
                 self._held = None
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S) if self._away else POLL_S
-                if not self._away:
-                    reason = redact(f"{type(error).__name__}: {error}".splitlines()[0])
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S) if self.trouble else POLL_S
+                reason = redact(f"{type(error).__name__}: {error}".splitlines()[0])
+                if not self.trouble:
                     log.warning("the tracking store is away (training goes on, what it logs waits on disk): %s", reason)
-                self._away = True
+                self.trouble = reason
             else:
-                wait_s, self._away = POLL_S, False
+                wait_s, self.trouble = POLL_S, None
             with self._changed:
                 self._changed.notify_all()
 
     def _send_all(self) -> None:
         while not self._closed and self._journal.sent < self._journal.written:
-            points, end = self._journal.unsent()
             if self._held is None:
                 self._held = self._delivery.latest_steps()
-            held = self._held
-            self._send_points([point for point in points if point.step > held.get(point.key, point.step - 1)])
+            points, end = self._journal.unsent(held=self._held, every_s=self._every_s, last=self._flushing > 0)
+            if end == self._journal.sent:  # the steps of this moment, which wait for their window's end
+                break
+            self._send_points(points)
             self._journal.mark_sent(end)
         while not self._closed and (place := self._parcels.oldest()):
             self._send_parcel(place)
@@ -172,31 +184,31 @@ class Spool:
             self._parcels.remove(place)
 
 
-def open_spool(*, uri: str, run_id: str, folder: Path, resumed: bool = False) -> Spool:
-    """A spool for an MLflow run, whose folder remembers it for `sync`. Raises InputError for another run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "run.json"
-    if target.exists() and (other := json.loads(target.read_text())["run_id"]) != run_id:
-        raise InputError(f"{folder} holds what run {other} logged, not {run_id}: give each run its own folder")
-    target.write_text(json.dumps({"uri": without_user(uri), "run_id": run_id}))
-    return Spool(delivery=RunDelivery(uri=uri, run_id=run_id), folder=folder, resumed=resumed)
+def open_spool(*, uri: str, run_id: str, folder: Path, resumed: bool = False, every_s: float = 0.0) -> Spool:
+    """A spool for an MLflow run, whose folder remembers it for `onestage.tracking.sync`, without its password.
 
-
-def sync(folder: Path, *, uri: str | None = None, timeout_s: float = 300.0) -> bool:
-    """Send what a training left in its folder; True when everything arrived.
-
-    ``uri`` replaces the tracking URI that the training used, whose password is not kept on disk. Raises InputError
-    when the folder is no spool, or a training still writes to it.
+    Raises InputError for another run's folder.
     """
-    target = folder / "run.json"
-    if not target.exists():
-        raise InputError(f"{folder} holds nothing to sync: give the tracking folder of a run (it has a run.json)")
+    remember(folder, uri=uri, run_id=run_id, every_s=every_s)
+    delivery = RunDelivery(uri=uri, run_id=run_id)
+    return Spool(delivery=delivery, folder=folder, resumed=resumed, every_s=every_s)
+
+
+def remember(folder: Path, *, uri: str, run_id: str, every_s: float | None = None) -> None:
+    """Notes in the folder whose run it holds. Raises InputError for another run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / TARGET
+    before = json.loads(file.read_text()) if file.exists() else {"run_id": run_id, "every_s": 0.0}
+    if (other := before["run_id"]) != run_id:
+        raise InputError(f"{folder} holds what run {other} logged, not {run_id}: give each run its own folder")
+    rate = before.get("every_s", 0.0) if every_s is None else every_s
+    file.write_text(json.dumps({"uri": without_user(uri), "run_id": run_id, "every_s": rate}))
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process on this host logs through the folder."""
     with (folder / "lock").open("w") as probe:
-        if not _lock(probe.fileno()):
-            raise InputError(f"a training still logs through {folder}: it sends by itself, or stop it first")
-    remembered = json.loads(target.read_text())
-    spool = open_spool(uri=uri or remembered["uri"], run_id=remembered["run_id"], folder=folder)
-    return spool.close(timeout_s)
+        return not _lock(probe.fileno())
 
 
 def _lock(descriptor: int) -> bool:
