@@ -104,13 +104,23 @@ def test_of_a_large_validation_a_part_is_drawn_and_it_says_so(
     assert (numbers["num_images"], numbers["of_images"], numbers["metrics"]["map"]) == (2, 5, 0.25)
 
 
-@pytest.mark.parametrize("tracker", [Kept(), NoTracker()], ids=["no pictures", "no tracking"])
-def test_who_wants_none_pays_nothing(digits: Path, tmp_path: Path, found: list[Any], tracker: Any) -> None:
-    config = config_of(digits, *(["trainer.num_pictures=0"] if isinstance(tracker, Kept) else []))
+def test_without_a_tracker_there_is_nothing(digits: Path, tmp_path: Path, found: list[Any]) -> None:
+    config, tracker = config_of(digits), NoTracker()
     data = build(config["data"])
     pictures.of_dataset(tracker, data, config, None, tmp_path)
     pictures.of_validation(tracker, best_of(found), data, job_of(config, tmp_path), tmp_path, threshold=0.25)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pictures_there_are_the_tables(digits: Path, tmp_path: Path, found: list[Any]) -> None:
+    config, tracker = config_of(digits, "trainer.num_pictures=0"), Kept()
+    data = build(config["data"])
+    pictures.of_dataset(tracker, data, config, None, tmp_path)  # type: ignore[arg-type]
+    pictures.of_validation(tracker, best_of(found), data, job_of(config, tmp_path), tmp_path, threshold=0.25)  # type: ignore[arg-type]
+    assert tracker.artifacts == {
+        "evaluation/val": {"metrics.json", "per_class.csv", "per_image.csv", "detections.json"}
+    }
+    assert tracker.pictures == {}
 
 
 def test_what_goes_wrong_is_one_warning(

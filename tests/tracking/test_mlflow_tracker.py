@@ -1,3 +1,4 @@
+import json
 import math
 import signal
 import threading
@@ -190,3 +191,18 @@ def test_no_tracker_keeps_nothing(tmp_path):
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.log_artifact(tmp_path / "missing")
     assert tracker.close()
+
+
+def test_a_dataset_is_an_input_of_the_run_once(store, run_id, tracker, tmp_path):
+    profile = {"images": 205, "classes": ["RBC", "WBC"]}
+    for _ in range(2):
+        tracker.log_dataset(
+            "https://ann:pw@host/bccd", profile, name="bccd/train", digest="a1" * 32, context="training"
+        )
+    assert tracker.close()
+    (given,) = client(store).get_run(run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("bccd/train", "a1" * 18)
+    assert json.loads(given.dataset.profile) == profile
+    assert json.loads(given.dataset.source)["uri"].endswith("@host/bccd")
+    assert "pw" not in given.dataset.source
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]

@@ -1,7 +1,7 @@
 """What crosses the wire: a training on its way to a worker, a command on its way to a cluster."""
 
 from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NotRequired, TypedDict
 
 JOB_VARIABLE: Final = "ONESTAGE_JOB"
 """In the environment of a submitted job: its id."""
@@ -16,9 +16,12 @@ def is_sent(cluster: Mapping[str, Any]) -> bool:
 
 
 class Job(TypedDict):
-    """A training as plain data; ``folder`` is where its checkpoints, spool and model live."""
+    """A training as plain data; ``folder`` is where its checkpoints, spool and model live, ``changes`` what the user's
+    checkout has that its commit has not.
+    """
 
     config: dict[str, Any]
     run_id: str
     folder: str
     tracking_uri: str | None
+    changes: NotRequired[str | None]

@@ -24,6 +24,7 @@ from onestage.cluster.storage import RunFolder, check_storage, write_json
 from onestage.config import merged
 from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
+from onestage.tracking.origin import changes
 from onestage.tracking.redaction import redact
 
 Show = Callable[[dict[str, Any]], None]
@@ -114,7 +115,8 @@ def _begun(cluster: Mapping[str, Any]) -> AbstractContextManager[Run]:
 def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:
     """A training that was checked, and whose run is open."""
     folder = RunFolder(config["storage"], run_id).local
-    return Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri)
+    found = None if uri is None else changes()
+    return Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri, changes=found)
 
 
 def train(job: Job, *, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:

@@ -29,7 +29,7 @@ MAX_BOXES: Final = 100_000
 
 def of_dataset(tracker: Tracker, data: DetectionData, config: Mapping[str, Any], detector: Any, folder: Path) -> None:
     """The labels' statistics and the detector's anchors over the boxes that it is to learn."""
-    if not _wanted(tracker, config):
+    if isinstance(tracker, NoTracker) or config["trainer"]["num_pictures"] == 0:
         return
     with _only_a_warning("the pictures of the dataset"):
         from onestage.data.label_charts import labels
@@ -55,9 +55,11 @@ def of_dataset(tracker: Tracker, data: DetectionData, config: Mapping[str, Any],
 def of_validation(
     tracker: Tracker, best: BestFound, data: DetectionData, job: Job, folder: Path, *, threshold: float
 ) -> None:
-    """What ``onestage evaluate`` writes, of the best validation, in ``evaluation/val`` of the run."""
+    """What ``onestage evaluate`` writes, of the best validation, in ``evaluation/val`` of the run; without
+    ``trainer.num_pictures`` the tables alone.
+    """
     config = job["config"]
-    if not _wanted(tracker, config) or not best.found:
+    if isinstance(tracker, NoTracker) or not best.found:
         return
     with _only_a_warning("the pictures of the validation"):
         from onestage.evaluation import output
@@ -87,10 +89,6 @@ def _anchors(anchors: torch.Tensor, statistics: "Statistics", *, size: tuple[int
     sides = sides[(sides > 0).all(dim=1)]
     sides = sides[:: -(-len(sides) // MAX_BOXES)]
     return anchor_figure(sides, {"the detector's": Anchors.scored(anchors.cpu().double(), sides)}, size=size)
-
-
-def _wanted(tracker: Tracker, config: Mapping[str, Any]) -> bool:
-    return not isinstance(tracker, NoTracker) and config["trainer"]["num_pictures"] > 0
 
 
 @contextmanager

@@ -400,6 +400,7 @@ def worker_loop(config: dict[str, Any]) -> None:
                 job,
                 rank=rank,
                 world_size=ray.train.get_context().get_world_size(),
+                local_rank=ray.train.get_context().get_local_rank(),
                 host=this_host(),
                 trainer_options={
                     "accelerator": "gpu" if settings["gpus_per_worker"] else "cpu",

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from safetensors.torch import save_file
 
 from onestage import __version__
-from onestage.cluster import pictures
+from onestage.cluster import machines, pictures
 from onestage.cluster.job import Job
 from onestage.cluster.storage import RunFolder
 from onestage.config import build
@@ -26,6 +26,7 @@ from onestage.data.manifest import FILE_NAME
 from onestage.errors import InputError
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
+from onestage.tracking.origin import packages
 from onestage.tracking.tracker import NoTracker, Tracker
 from onestage.training.callbacks import BatchPicture, BestFound, Ema, Pictures, Progress, StopWhenAsked, Throughput
 from onestage.training.checkpoint_files import BEST, LAST, step_of
@@ -37,6 +38,7 @@ from onestage.training.skips import Skips
 
 PREDICT_THRESHOLD = 0.25  # the score from which a detection is worth a person's look
 AGREE = timedelta(minutes=30)
+NOTE_TAG = "mlflow.note.content"
 
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # data.num_workers says how many
@@ -52,6 +54,7 @@ def train(
     trainer_options: Mapping[str, Any],
     progress: Callable[[dict[str, Any]], None],
     world_size: int = 1,
+    local_rank: int = 0,
     host: str | None = None,
     prepare: Callable[[pl.Trainer], pl.Trainer] = lambda trainer: trainer,
     pulse: Pulse | None = None,
@@ -74,6 +77,7 @@ def train(
             trainer_options=trainer_options,
             progress=progress,
             world_size=world_size,
+            local_rank=local_rank,
             host=host or socket.gethostname(),
             prepare=prepare,
             pulse=pulse,
@@ -93,6 +97,7 @@ def _train(
     trainer_options: Mapping[str, Any],
     progress: Callable[[dict[str, Any]], None],
     world_size: int,
+    local_rank: int,
     host: str,
     prepare: Callable[[pl.Trainer], pl.Trainer],
     pulse: Pulse | None,
@@ -160,10 +165,11 @@ def _train(
     )
     try:
         if rank == 0:
-            _describe(tracker, config, data, run)
+            _describe(tracker, job, data, run)
             if resumed is None and not data.is_remote:
                 pictures.of_dataset(tracker, data, config, module.detector, run.local)
-        prepare(trainer).fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        with machines.watched(job, run, tracker, rank=rank, local_rank=local_rank):
+            prepare(trainer).fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
         metrics = _numbers(trainer)
@@ -177,6 +183,7 @@ def _train(
             tracker.log_model(folder, scores, step=trainer.global_step)
             metrics["perf/latency_ms"] = latency_ms(module)
             tracker.log_metrics({"perf/latency_ms": metrics["perf/latency_ms"]}, trainer.global_step)
+            tracker.set_tags({NOTE_TAG: _note(job, data, metrics)})
             pictures.of_validation(tracker, best_found, data, job, run.local, threshold=PREDICT_THRESHOLD)
             if data.is_remote:  # by now its shards have come
                 pictures.of_dataset(tracker, data, config, module.detector, run.local)
@@ -270,14 +277,39 @@ def _numbers(trainer: pl.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def _describe(tracker: Tracker, config: Mapping[str, Any], data: DetectionData, run: RunFolder) -> None:
-    """The record of what is trained on what."""
+def _describe(tracker: Tracker, job: Job, data: DetectionData, run: RunFolder) -> None:
+    """The record of what is trained on what, by what."""
+    config = job["config"]
     tracker.log_params({key: value for key, value in config.items() if key not in ("overrides", "resume", "on_oom")})
     tracker.log_dict(config, "config.json")
     run.local.mkdir(parents=True, exist_ok=True)
     data.manifest.save(run.local)  # the dataset itself may lie on a server
     tracker.log_artifact(run.local / FILE_NAME, "dataset")
-    tracker.set_tags({"dataset.hash": data.manifest.content_hash, "dataset.name": data.manifest.name})
+    name, digest = data.manifest.name, data.manifest.content_hash
+    for split, context in (("train", "training"), ("val", "validation")):
+        profile = {"images": data.manifest.split(split).num_samples, "classes": list(data.manifest.classes)}
+        root = str(config["data"]["root"])
+        tracker.log_dataset(root, profile, name=f"{name}/{split}", digest=digest, context=context)
+    tracker.set_tags({"dataset.hash": digest, "dataset.name": name, NOTE_TAG: _note(job, data)})
+    tracker.log_text(packages(), "origin/packages.txt")
+    if changes := job.get("changes"):
+        tracker.log_text(changes, "origin/changes.diff")
+
+
+def _note(job: Job, data: DetectionData, metrics: Mapping[str, float] = {}) -> str:
+    """The run in a few lines of Markdown, as the dashboard shows them above all else."""
+    manifest = data.manifest
+    detector = job["config"]["detector"]["_target_"].rpartition(".")[2]
+    train, val = manifest.split("train").num_samples, manifest.split("val").num_samples
+    lines = [f"**{detector}** on **{manifest.name}**: {train:,} images, {len(manifest.classes)} classes"]
+    if "best/map" in metrics:
+        sure = (
+            f" ({metrics['best/map_low']:.3f} to {metrics['best/map_high']:.3f})" if "best/map_low" in metrics else ""
+        )
+        lines.append(f"Best validation: mAP {metrics['best/map']:.3f}{sure} on {val:,} images")
+    run = job["run_id"]
+    lines.append(f"```\nonestage evaluate {run} split=test\nonestage train resume={run}\n```")
+    return "\n\n".join(lines)
 
 
 def _callbacks(

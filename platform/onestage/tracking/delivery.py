@@ -1,5 +1,6 @@
 """Carries what a spool holds to one MLflow run. Every call may take seconds and may raise: for threads only."""
 
+import json
 import logging
 import posixpath
 import re
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 POINTS_PER_CALL: Final = 1000
 PARAMS_PER_CALL: Final = 100
 NAME_LIMIT: Final = 250
+DIGEST_LIMIT: Final = 36  # MAX_DATASET_DIGEST_SIZE there
 ITEM_TAG: Final = "onestage.item"
 
 
@@ -97,6 +99,7 @@ class RunDelivery:
             "artifact": self._artifact,
             "picture": self._picture,
             "model": self._model,
+            "dataset": self._dataset,
         }
         with _refusals():
             senders[kind](payload=payload, **fields)
@@ -142,6 +145,22 @@ class RunDelivery:
             return
         with PIL.Image.open(payload / "picture.png") as image:
             self._client.log_image(self._run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
+
+    def _dataset(
+        self, *, payload: Path, name: str, digest: str, root: str, profile: dict[str, Any], context: str
+    ) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        dataset = Dataset(
+            name=name,
+            digest=digest[:DIGEST_LIMIT],
+            source_type=root.partition("://")[0] if "://" in root else "local",
+            source=json.dumps({"uri": root}),
+            profile=json.dumps(profile),
+        )
+        given = DatasetInput(dataset, tags=[InputTag(MLFLOW_DATASET_CONTEXT, context)])
+        self._client.log_inputs(self._run_id, datasets=[given])
 
     def _model(self, *, payload: Path, name: str, metrics: dict[str, float], step: int, time_ms: int) -> None:
         from mlflow.entities import LoggedModelOutput

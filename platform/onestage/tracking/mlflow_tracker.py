@@ -76,6 +76,10 @@ class MlflowTracker:
     def log_dict(self, values: Mapping[str, object], file: str) -> None:
         self.log_text(json.dumps(redact_settings(values), indent=2, default=str), file)
 
+    def log_dataset(self, root: str, profile: Mapping[str, object], *, name: str, digest: str, context: str) -> None:
+        fields = {"name": name, "digest": digest, "root": redact(root), "profile": dict(profile), "context": context}
+        self._spool.put("dataset", fields)
+
     def log_model(self, folder: Path, metrics: Mapping[str, float], *, step: int, name: str = "model") -> None:
         numbers = {allowed_name(key): float(value) for key, value in metrics.items()}
         fields = {"name": name, "metrics": numbers, "step": int(step), "time_ms": _now_ms()}

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.metadata import distributions
 from typing import Final
 
 import psutil
@@ -13,6 +14,8 @@ import psutil
 HOST_TAG: Final = "onestage.host"
 PID_TAG: Final = "onestage.pid"
 STARTED_TAG: Final = "onestage.started"
+GIT_S: Final = 5.0
+CHANGES_LIMIT: Final = 500_000
 NAMESPACE_TAG: Final = "onestage.pids"
 """Which processes the pid counts among: containers of one host may have its name and see others' processes not."""
 
@@ -76,8 +79,35 @@ def _user() -> str:
 
 
 def _git_commit() -> dict[str, str]:
+    commit = _git("rev-parse", "HEAD")
+    return {} if commit is None else {"mlflow.source.git.commit": commit.strip()}
+
+
+def changes() -> str | None:
+    """What this folder's checkout has that its commit has not: the diff, and the names of files that git does not
+    know; None where there is no checkout, or no change. Cut at ``CHANGES_LIMIT`` characters.
+    """
+    # Neither of the programs that a repository may name for its files is run.
+    diff = _git("diff", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
+    unknown = _git("ls-files", "--others", "--exclude-standard")
+    if diff is None or unknown is None or not (diff or unknown):
+        return None
+    names = "".join(f"# not in git: {name}\n" for name in unknown.splitlines())
+    text = names + diff
+    return text if len(text) <= CHANGES_LIMIT else f"{text[:CHANGES_LIMIT]}\n# cut here, of {len(text):,} characters\n"
+
+
+def packages() -> str:
+    """Every package installed here with its version, as pip writes requirements."""
+    found = {one.metadata["Name"]: one.version for one in distributions() if one.metadata["Name"]}
+    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower))
+
+
+def _git(*arguments: str) -> str | None:
     try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        asked = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=GIT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": asked.stdout.strip()}
+        return None
+    return asked.stdout

@@ -17,7 +17,8 @@ from onestage.tracking.spool import SPOOL_FOLDER, TARGET, Spool, in_use, remembe
 ENDING: Final = "ending.json"
 PATIENCE_S: Final = 30.0
 """So long a store may give nothing but errors before what is left waits for another day."""
-PLACES: Final = (TARGET, f"{SPOOL_FOLDER}/{TARGET}", f"*/{SPOOL_FOLDER}/{TARGET}", f"sweeps/*/{SPOOL_FOLDER}/{TARGET}")
+# Of a run over several machines, each has a spool of its own.
+PLACES: Final = (TARGET, *(f"{run}{SPOOL_FOLDER}*/{TARGET}" for run in ("", "*/", "sweeps/*/")))
 
 State = Literal["nothing", "arrived", "waits", "busy"]
 Tell = Callable[[int, int], None]

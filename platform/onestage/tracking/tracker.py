@@ -44,6 +44,9 @@ class Tracker(Protocol):
     def log_dict(self, values: Mapping[str, object], file: str) -> None:
         """Plain containers as a JSON artifact (which any YAML reader reads too)."""
 
+    def log_dataset(self, root: str, profile: Mapping[str, object], *, name: str, digest: str, context: str) -> None:
+        """What was read, as an input of the run: where it lies, what is in it, and for what (``context``)."""
+
     def log_model(self, folder: Path, metrics: Mapping[str, float], *, step: int, name: str = "model") -> None:
         """A model folder (``model.safetensors`` and ``model.json``), with the metrics that it had at ``step``."""
 
@@ -70,6 +73,10 @@ class NoTracker:
     def log_text(self, text: str, file: str) -> None: ...
 
     def log_dict(self, values: Mapping[str, object], file: str) -> None: ...
+
+    def log_dataset(
+        self, root: str, profile: Mapping[str, object], *, name: str, digest: str, context: str
+    ) -> None: ...
 
     def log_model(self, folder: Path, metrics: Mapping[str, float], *, step: int, name: str = "model") -> None: ...
 

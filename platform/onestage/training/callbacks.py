@@ -86,7 +86,7 @@ class StopWhenAsked(Callback):
 
 
 class Throughput(Callback):
-    """Logs images per second over all ranks, and the share of time that a step waited for its batch."""
+    """Logs images per second over all ranks, the share of time that a step waited for its batch, and GPU memory."""
 
     def __init__(self) -> None:
         self.began = self.ended = time.perf_counter()  # of a step, and of the batch before
@@ -108,8 +108,13 @@ class Throughput(Callback):
         if not batch.ends_step:
             return
         took = self.ended - self.began
-        num_images = batch.step_images(trainer.world_size)
-        pl_module.log_dict({"perf/images_per_s": num_images / took, "perf/data_wait": self.waited / took}, batch_size=1)
+        speeds = {
+            "perf/images_per_s": batch.step_images(trainer.world_size) / took,
+            "perf/data_wait": self.waited / took,
+        }
+        if pl_module.device.type == "cuda":  # the most of this rank until now, without what the allocator holds spare
+            speeds["perf/gpu_memory_mb"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e6
+        pl_module.log_dict(speeds, batch_size=1)
         self.began, self.waited = self.ended, 0.0
 
 

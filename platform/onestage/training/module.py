@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,9 @@ from onestage.errors import InputError
 from onestage.training.divergence import BadBatch, check_weights, stop
 from onestage.training.schedules import Schedule
 from onestage.types import WHOLE, Batch, Detections, Skipped, Target
+
+MAX_LOGGED_CLASSES: Final = 20
+"""Up to so many classes each has a metric of its own; the table of an evaluation has them all."""
 
 
 class Found(NamedTuple):
@@ -321,7 +324,9 @@ class DetectionModule(pl.LightningModule):
         limit = self.max_skipped if num_found else 0
         check_skipped(int(self.metrics.get("val/skipped", 0)), limit, what="to validate on", such_as=skipped)
         self.best_map = self.metrics.get("best/map", self.best_map)
-        self.log_dict(self.metrics, batch_size=1)
+        single = [name for name in self.metrics if name.startswith("val/ap/")]
+        left_out = set(single) if len(single) > MAX_LOGGED_CLASSES else set()
+        self.log_dict({name: value for name, value in self.metrics.items() if name not in left_out}, batch_size=1)
 
     def _best_so_far(self, score: float, found: Sequence[Found]) -> dict[str, float]:
         """The validation's mAP with its interval, where none was better; nothing otherwise."""
