@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_IMAGES: Final = 1000
-"""Of the validation, evenly spread: enough for a picture of the errors, and 15 s of a core where each has 100 boxes."""
+"""Of the validation, evenly spread: enough for a picture of the errors, and 8 s of a core where each has 100 boxes."""
 MAX_BOXES: Final = 100_000
 
 
