@@ -6,7 +6,7 @@ B images, G boxes of one image, D detections of one image. Boxes are pixels XYXY
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, NewType
+from typing import TYPE_CHECKING, Final, NamedTuple, NewType
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ if not TYPE_CHECKING:
         def __call__(self, boxes: Tensor) -> Tensor:
             return boxes
 
+
+MAX_LOGGED_CLASSES: Final = 20
+"""Up to so many classes each has a metric of its own in MLflow; the tables of an evaluation have them all."""
 
 XYXY = NewType("XYXY", Tensor)
 """Boxes (..., 4) as left, top, right, bottom."""

@@ -197,7 +197,7 @@ def _quickstart(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from onestage.evaluation import evaluate
+    from onestage.evaluation import evaluate, shown
 
     split, overrides = _take("split", options.overrides)
     out, overrides = _take("out", overrides)
@@ -206,17 +206,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result))
         return DONE
-    _table(f"{result['num_images']} images of {split}", _told(result["metrics"]))
+    _table(f"{result['num_images']} images of {split}", shown(result["metrics"]))
     print(f"tables and pictures  {result['out']}")
     if result["artifacts"] is not None:
         print(f"and in the run       {result['artifacts']}, among its artifacts")
     return DONE
-
-
-def _told(metrics: dict[str, float]) -> dict[str, float]:
-    """What fits on a screen: of single classes at most 20 COCO APs; the tables have them all."""
-    few = sum(name.split("/")[1] == "ap" for name in metrics) <= 20
-    return {name: value for name, value in metrics.items() if "/ap/" not in name or (few and "/voc" not in name)}
 
 
 def _take(key: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -17,10 +17,7 @@ from onestage.inference import Predictor
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
 from onestage.training.module import Found, check_skipped, in_original
-from onestage.types import Skipped
-
-FEW_CLASSES = 20
-"""Classes up to which each has metrics of its own; the table always has them all."""
+from onestage.types import MAX_LOGGED_CLASSES, Skipped
 
 
 def evaluate(
@@ -84,6 +81,12 @@ def evaluate(
     return {**result, "out": str(folder), "files": paths, "artifacts": place if logged else None}
 
 
+def shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What fits on a screen: of few classes COCO's APs, too; the tables have them all."""
+    few = sum(name.split("/")[1] == "ap" for name in metrics) <= MAX_LOGGED_CLASSES
+    return {name: value for name, value in metrics.items() if "/ap/" not in name or (few and "/voc" not in name)}
+
+
 def _found(predictor: Predictor, data: DetectionData, split: str, console: Console) -> tuple[list[Found], int]:
     """What is found in every image of the split that can be read, and how many can't."""
     from rich.progress import track
@@ -120,7 +123,7 @@ def _log_numbers(uri: str, run: str, metrics: Mapping[str, float], *, num_classe
     """Into the run that was evaluated, if it is one: a checkpoint file has none."""
     from onestage.tracking import runs
 
-    few = num_classes <= FEW_CLASSES
+    few = num_classes <= MAX_LOGGED_CLASSES
     runs.log_summary(uri, run, {name: value for name, value in metrics.items() if few or "/ap/" not in name})
 
 

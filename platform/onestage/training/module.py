@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -19,10 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from onestage.errors import InputError
 from onestage.training.divergence import BadBatch, check_weights, stop
 from onestage.training.schedules import Schedule
-from onestage.types import WHOLE, Batch, Detections, Skipped, Target
-
-MAX_LOGGED_CLASSES: Final = 20
-"""Up to so many classes each has a metric of its own; the table of an evaluation has them all."""
+from onestage.types import MAX_LOGGED_CLASSES, WHOLE, Batch, Detections, Skipped, Target
 
 
 class Found(NamedTuple):
