@@ -29,7 +29,7 @@ ROOMS = {
     ),
     "quickstart": Room("errors", "rich", lazily="cluster config data evaluation tracking"),
     "bench": Room(
-        "cluster config data errors sweeps training types",
+        "cluster config data errors sweeps tracking training types",
         "PIL cv2 hydra_plugins numpy psutil pytorch_lightning rich simplejpeg torch torchvision webdataset",
         lazily="evaluation",
     ),

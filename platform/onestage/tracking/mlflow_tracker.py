@@ -89,6 +89,10 @@ class MlflowTracker:
         shown = {allowed_name(key): str(value)[:TAG_LIMIT] for key, value in redact_settings(tags).items()}
         self._spool.put("tags", {"tags": shown})
 
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until all that was logged has arrived, at most so long; True when it has."""
+        return self._spool.flush(timeout_s)
+
     def close(self, timeout_s: float = 30.0) -> bool:
         if self._full_rate is not None:
             self._full_rate.tell()

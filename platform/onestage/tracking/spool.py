@@ -19,7 +19,7 @@ from onestage.tracking.redaction import redact, without_user
 
 log = logging.getLogger(__name__)
 
-POLL_S: Final = 1.0
+POLL_S: Final = 3.0
 LONGEST_WAIT_S: Final = 30.0
 BACKLOG_LIMIT_BYTES: Final = 8 * 1024**3
 ATTEMPTS_PER_PARCEL: Final = 5
@@ -30,7 +30,7 @@ TARGET: Final = "run.json"
 
 
 class Spool:
-    """Queues points and parcels in ``folder``; a thread sends them about once a second, through ``delivery``.
+    """Queues points and parcels in ``folder``; a thread sends them every few seconds, through ``delivery``.
 
     What is logged at every step is sent as one point in ``every_s`` seconds (0: each step); the folder keeps all.
     ``resumed`` says that the store may hold points that the folder knows nothing of (another host logged them): the
