@@ -85,11 +85,15 @@ class Proxy:
                 if outer.failing:
                     self.send_error(500)
                     return
-                upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-                upstream.request(self.command, self.path, body, dict(self.headers))
-                answer = upstream.getresponse()
-                content = answer.read()
-                upstream.close()
+                try:
+                    upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                    upstream.request(self.command, self.path, body, dict(self.headers))
+                    answer = upstream.getresponse()
+                    content = answer.read()
+                    upstream.close()
+                except OSError:
+                    self.close_connection = True  # as the server's own
+                    return
                 if outer.lose_answers:
                     self.send_error(500)  # the server has done it
                     return
@@ -106,7 +110,11 @@ class Proxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """Clients that did not wait for their answer are what the tests are about."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -177,7 +177,7 @@ def _step() -> tuple[Step, int]:
         parts = detector.losses(detector(images[:batch]), targets[:batch])
         torch.stack(list(parts.values())).sum().backward()
         optimizer.step()
-        losses = {f"train/loss/{name}": float(value) for name, value in parts.items()}
+        losses = {f"train/loss/{name}": float(value.detach()) for name, value in parts.items()}
         others = {f"train/more_{number}": random.random() for number in range(NUM_METRICS - len(losses) - 2)}
         return {"train/loss": sum(losses.values()), "train/lr": 1e-5, **losses, **others}
 
