@@ -21,6 +21,8 @@ from onestage.errors import InputError
 
 from .conftest import SETTINGS
 
+EVERY_STEP = "tracking.every_seconds=0"
+
 Start = Callable[..., subprocess.Popen[str]]
 RunJson = Callable[..., dict[str, Any]]
 
@@ -218,7 +220,8 @@ def history(folder: Path, run_id: str, key: str) -> list[tuple[int, float]]:
 @pytest.mark.slow
 class TestTraining:
     def test_a_run_holds_what_people_look_for(self, run_json: RunJson, digits: Path, tmp_path: Path) -> None:
-        result = run_json("train", "cluster=none", f"data.root={digits}", "trainer.max_epochs=2", *SETTINGS)
+        train = ["train", "cluster=none", f"data.root={digits}", "trainer.max_epochs=2", EVERY_STEP]
+        result = run_json(*train, *SETTINGS)
         assert result["status"] == "FINISHED"
         state = torch.load(result["checkpoint"], weights_only=True)["state_dict"]
         assert all(torch.isfinite(value).all() for value in state.values())
@@ -262,7 +265,7 @@ class TestTraining:
         assert printed.splitlines()[-1] == "['boxes', 'classes', 'labels', 'scores'] 1"
 
     def test_two_ray_workers_train_as_one_process_does(self, run_json: RunJson, digits: Path, tmp_path: Path) -> None:
-        common = [f"data.root={digits}", "trainer.max_steps=4", "detector.freeze_norm=true", *SETTINGS]
+        common = [f"data.root={digits}", "trainer.max_steps=4", "detector.freeze_norm=true", EVERY_STEP, *SETTINGS]
         one = run_json("train", "cluster=none", "data.batch_size=8", *common)
         two = run_json("train", "cluster=local", "cluster.num_workers=2", "data.batch_size=4", *common)
         for key in ("train/loss", "train/loss/box", "train/grad_norm"):
@@ -277,6 +280,7 @@ class TestTraining:
         self, onestage: Start, run_json: RunJson, digits: Path, tmp_path: Path, cluster: str
     ) -> None:
         train = ["train", f"cluster={cluster}", f"data.root={digits}", "data.batch_size=4", "trainer.max_epochs=60"]
+        train += [EVERY_STEP]
         first = onestage(*train, *SETTINGS)
         checkpoint = wait_for_checkpoint(tmp_path / "runs", first)
         first.send_signal(signal.SIGKILL)

@@ -26,7 +26,7 @@ class Server:
     """`mlflow server` on one loopback port, which a test may stop, freeze and start again."""
 
     def __init__(self, *, folder: Path, database: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._database = database
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
@@ -37,8 +37,8 @@ class Server:
     def start(self) -> None:
         command = [Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._database}"]
-        command += ["--artifacts-destination", self._folder / "artifacts"]
-        with (self._folder / "server.log").open("ab") as log:
+        command += ["--artifacts-destination", self.folder / "artifacts"]
+        with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},

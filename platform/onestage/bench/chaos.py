@@ -184,6 +184,7 @@ class Rig:
             "cluster.min_workers=1",
             f"cluster.global_batch={GLOBAL_BATCH}",
             f"tracking.uri={self.tracking_uri}",
+            "tracking.every_seconds=0",  # to see each step once
             f"storage={self.folder / 'runs'}",
         ]
         with log.open("ab") as file:

@@ -87,6 +87,7 @@ def _train(config: dict[str, Any]) -> int:
 
         return submit_and_follow("train", config["overrides"], config)
     from onestage.cluster.launch import launch
+    from onestage.tracking.redaction import without_user
 
     outcome = launch(config)
     if outcome.reason is not None:
@@ -104,7 +105,7 @@ def _train(config: dict[str, Any]) -> int:
                     "metrics": outcome.metrics,
                     "checkpoint": outcome.checkpoint,
                     "folder": str(outcome.folder),
-                    "tracking_uri": outcome.tracking_uri,
+                    "tracking_uri": outcome.tracking_uri and without_user(outcome.tracking_uri),
                 }
             )
         )
