@@ -21,9 +21,9 @@ def trained(uri: str, run_id: str, storage: Path, by: launch.Run) -> launch.Outc
     return launch.train(job, by=by, stop=Stop(), shown=lambda: nullcontext(lambda message: None))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> str:
-    return runs.tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return runs.tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
 
 
 def test_a_run_given_up_in_the_middle_of_its_training_runs_again_and_finishes(

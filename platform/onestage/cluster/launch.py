@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import shlex
 import sys
 import traceback
 import uuid
@@ -12,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from onestage.cluster import record
 from onestage.cluster.history import History, Summary
 from onestage.cluster.job import JOB_VARIABLE, Job
 from onestage.cluster.preflight import check, num_gpus
@@ -24,14 +24,13 @@ from onestage.cluster.storage import RunFolder, check_storage, write_json
 from onestage.config import merged
 from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
+from onestage.tracking.endings import Ending
+from onestage.tracking.heartbeat import beating
 from onestage.tracking.origin import changes
 from onestage.tracking.redaction import redact
 
 Show = Callable[[dict[str, Any]], None]
 Run = Callable[[Job, Show, Stop], dict[str, Any]]
-Status = Literal["FINISHED", "FAILED", "KILLED"]
-"""How MLflow knows a run's end."""
-
 ENDINGS: Final = {
     DONE: "finished",
     FAILED: "failed",
@@ -47,7 +46,7 @@ class Outcome:
     """How a training ended; ``exit_code`` says so to a shell."""
 
     run_id: str
-    status: Status
+    status: Ending
     exit_code: int
     folder: Path
     metrics: dict[str, float]
@@ -121,44 +120,15 @@ def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:
 
 def train(job: Job, *, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:
     """Trains ``by`` whoever has the workers, and ends the run in MLflow; ``shown`` opens what shows the progress."""
-    uri, run_id = job["tracking_uri"], job["run_id"]
-    with _alive(uri, run_id):
+    with beating(job["tracking_uri"], job["run_id"]):
         ending = _train(job, by, stop, shown)
         while ending.out_of_memory and (config := shrunk(job["config"])) is not None:
             size = config["data"]["batch_size"]
             print(f"onestage: {ending.reason}; going on with data.batch_size={size} and accumulation", file=sys.stderr)
             job = Job(**{**job, "config": config})
             ending = _train(job, by, stop, shown)
-    if uri is not None:
-        if ending.history is not None and ending.history["restarts"]:
-            _log_restarts(uri, run_id, ending.history)
-        _end(uri, job, ending)
+    record.end(job, ending.status, ending.reason, ending.history)
     return ending
-
-
-def _alive(uri: str | None, run_id: str) -> AbstractContextManager[None]:
-    """Shows in the store, while this lasts, that this driver lives."""
-    if uri is None:
-        return contextlib.nullcontext()
-    from onestage.tracking.heartbeat import beating
-
-    return beating(uri, run_id)
-
-
-def _end(uri: str, job: Job, ending: Outcome) -> None:
-    """Ends the run in MLflow; what can't be told now waits on disk, and a line says so."""
-    from onestage.tracking import runs, sync
-    from onestage.tracking.spool import SPOOL_FOLDER
-
-    spool = Path(job["folder"]) / SPOOL_FOLDER
-    with contextlib.suppress(OSError, InputError):
-        if runs.end_run(uri, job["run_id"], ending.status, ending.reason):
-            (spool / sync.ENDING).unlink(missing_ok=True)  # of an earlier life
-        else:
-            sync.keep_ending(spool, uri=uri, run_id=job["run_id"], status=ending.status, reason=ending.reason)
-        if sync.spools(spool) and sync.left_in(spool).anything:
-            again = f"onestage sync {shlex.quote(str(spool))}"
-            print(f"onestage: not all has reached MLflow; what waits in {spool} is sent by: {again}", file=sys.stderr)
 
 
 def shrunk(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -181,23 +151,10 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _log_restarts(uri: str, run_id: str, history: Summary) -> None:
-    """What the losses of this run cost, beside its other numbers; where the server is away, the file has it."""
-    from onestage.tracking import runs
-
-    numbers = {
-        "cluster/restarts": history["restarts"],
-        "cluster/lost_images": history["lost_images"],
-        "cluster/recovery_s": sum(history["recovery_s"]),
-    }
-    with contextlib.suppress(Exception):
-        runs.log_summary(uri, run_id, numbers)
-
-
 def _train(job: Job, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:
     """Trains, and says how it ended, whatever ended it."""
     folder = Path(job["folder"])
-    status: Status = "FAILED"
+    status: Ending = "FAILED"
     code, reason = FAILED, None
     result: dict[str, Any] = {}
     history: History | None = None

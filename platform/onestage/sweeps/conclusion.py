@@ -86,7 +86,7 @@ def _send(
         tags |= {"onestage.champion": str(verdict)}
     tracker.set_tags(tags)
     if not tracker.close(SEND_S):
-        print(f"onestage: MLflow is away; the leaderboard waits in {folder / 'spool'}", file=sys.stderr)
+        print(f"onestage: MLflow is away; the leaderboard waits for: onestage sync {folder / 'spool'}", file=sys.stderr)
 
 
 def _table(found: Sequence[Entry]) -> dict[str, Any]:

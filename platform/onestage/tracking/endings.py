@@ -44,6 +44,8 @@ def bury(uri: str, found: "Iterable[Run]") -> list[str]:
         tags = run.data.tags
         if run.info.status != "RUNNING" or (reason := dead_because(tags, now)) is None:
             continue
+        if client(uri).get_run(run.info.run_id).info.status != "RUNNING":  # it has ended itself meanwhile
+            continue
         beat = last_beat(tags)
         at_ms = max(int(1000 * beat), run.info.start_time) if beat is not None else None
         if end_run(uri, run.info.run_id, "KILLED", reason, at_ms=at_ms):
