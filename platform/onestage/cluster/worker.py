@@ -27,6 +27,7 @@ from onestage.errors import InputError
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.origin import packages
+from onestage.tracking.redaction import redact, without_user
 from onestage.tracking.tracker import NoTracker, Tracker
 from onestage.training.callbacks import BatchPicture, BestFound, Ema, Pictures, Progress, StopWhenAsked, Throughput
 from onestage.training.checkpoint_files import BEST, LAST, step_of
@@ -356,6 +357,7 @@ def latency_ms(module: DetectionModule, *, rounds: int = 20, limit_s: float = 3.
 def save_model(checkpoint: Path, folder: Path) -> dict[str, float]:
     """Writes a checkpoint's detector as safetensors and JSON, which ``onestage.inference`` reads without a pickle.
 
+    The JSON goes wherever the model goes, and has no secrets: the dataset's address is without user and password.
     Returns what it scored when it was saved.
     """
     loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -368,9 +370,10 @@ def save_model(checkpoint: Path, folder: Path) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     card = loaded["onestage"]
+    data = card["data"] | {"root": without_user(card["data"]["root"])}
     description = {
-        "config": {"detector": card["detector"], "data": card["data"]},
-        "overrides": card["overrides"],
+        "config": {"detector": card["detector"], "data": data},
+        "overrides": [redact(without_user(one)) for one in card["overrides"]],
         "classes": card["classes"],
         "input_size": card["detector"]["input_size"],
         "threshold": card["threshold"],
