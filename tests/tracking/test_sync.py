@@ -156,6 +156,17 @@ class TestCommand:
         assert main(["sync", str(folder.parent)]) == 0
         assert len(history(store, second)) == 40
 
+    def test_sends_what_other_machines_of_a_run_left(self, store, dead, capsys):
+        (run_id, folder), (_, other) = dead("one"), dead("two")
+        told = json.loads((other / "run.json").read_text())
+        (other / "run.json").write_text(json.dumps(told | {"run_id": run_id}))
+        lines = (other / "metrics.jsonl").read_text().replace("train/loss", "system/b/cpu")
+        (other / "metrics.jsonl").write_text(lines)
+        other.rename(folder.parent / "spool-b")
+        assert main(["sync", run_id, "--json"]) == 0
+        assert [one["state"] for one in json.loads(capsys.readouterr().out)["runs"]] == ["arrived", "arrived"]
+        assert len(client(store).get_metric_history(run_id, "system/b/cpu")) == 40
+
     def test_says_in_one_line_what_waits_and_fails(self, dead, capsys):
         run_id, _ = dead("one", uri="http://ann:hunter2@127.0.0.1:9")
         assert main(["sync", "--json"]) == 1

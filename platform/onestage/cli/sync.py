@@ -42,7 +42,7 @@ def _sync(options: argparse.Namespace) -> int:
         for folder in spools:
             tell = step(folder.parent.name)
             found.append(sync.sync(folder, uri=config["tracking"]["uri"] if named else None, tell=tell))
-    if options.what and len(found) == 1 and found[0].state == "busy":
+    if options.what and all(one.state == "busy" for one in found):
         raise InputError(str(found[0].reason))
     arrived, waiting = sync.summary(found)
     if options.json:
@@ -61,12 +61,12 @@ def _named(what: str, storage: str) -> list[Path]:
         return found
     if folder.is_dir():
         raise InputError(f"{what} holds nothing to sync: give the folder of a run, its spool, or a storage")
-    every = {spool.parent.name: spool for spool in _all(storage)}
-    if what not in every:
-        near = get_close_matches(what, every, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "storage=… names another place"
-        raise InputError(f"no run {what!r} with a spool under {storage}: {hint}")
-    return [every[what]]
+    every = _all(storage)
+    if found := [spool for spool in every if spool.parent.name == what]:
+        return found
+    near = get_close_matches(what, {spool.parent.name for spool in every}, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "storage=… names another place"
+    raise InputError(f"no run {what!r} with a spool under {storage}: {hint}")
 
 
 def _all(storage: str) -> list[Path]:

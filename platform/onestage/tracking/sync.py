@@ -18,7 +18,8 @@ ENDING: Final = "ending.json"
 PATIENCE_S: Final = 30.0
 """So long a store may give nothing but errors before what is left waits for another day."""
 # Of a run over several machines, each has a spool of its own.
-PLACES: Final = (TARGET, *(f"{run}{SPOOL_FOLDER}*/{TARGET}" for run in ("", "*/", "sweeps/*/")))
+_SPOOL: Final = f"{SPOOL_FOLDER}*/{TARGET}"  # rank 0's, and those of the other machines
+PLACES: Final = (TARGET, _SPOOL, f"*/{_SPOOL}", f"sweeps/*/{_SPOOL}")
 
 State = Literal["nothing", "arrived", "waits", "busy"]
 Tell = Callable[[int, int], None]
