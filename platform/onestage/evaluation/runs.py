@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -20,20 +20,24 @@ from onestage.training.module import Found, check_skipped, in_original
 from onestage.types import MAX_LOGGED_CLASSES, Skipped
 
 
-def evaluate(
-    run: str, *, split: str, overrides: Sequence[str], out: Path | None = None, files: bool = True
-) -> dict[str, Any]:
-    """COCO's and VOC's metrics of RUN on a split, with tables and pictures of where it errs.
+class Opened(NamedTuple):
+    """A RUN with a dataset of its classes: the ``predictor``, the ``data``, and the store at ``uri`` if there is one."""
 
-    Where RUN is one of MLflow's the numbers are also logged into it as ``<split>/…``, the files as
-    ``evaluation/<split>/…``, and the pictures. ``out`` is a folder for the files, without which they lie in
-    ``evaluation/<split>`` beside the run's own; ``files`` False leaves all but the numbers. ``overrides`` change how
-    the run was composed: the dataset is the run's own where they don't name ``data.root``, and with
-    ``trainer.num_pictures=0`` nothing is drawn.
-    """
+    run: str
+    config: dict[str, Any]
+    uri: str | None
+    predictor: Predictor
+    data: DetectionData
+
+    def held_out(self) -> str:
+        """The split that a model is judged by: the test images, or the validation's where there are none."""
+        return "test" if "test" in self.data.manifest.splits else "val"
+
+
+def open_run(run: str, overrides: Sequence[str]) -> Opened:
+    """RUN as ``overrides`` change it; the dataset is its own where they don't name ``data.root``. Raises InputError."""
     from onestage.tracking.tracker import store_uri
 
-    console = Console(stderr=True, highlight=False, markup=False)
     config = compose("train", list(overrides))
     uri = store_uri(config)
     predictor = Predictor.open(run, storage=config["storage"], tracking_uri=uri)
@@ -43,7 +47,25 @@ def evaluate(
         raise InputError(
             f"the model knows {', '.join(predictor.classes)}, but {data.root} has {', '.join(data.manifest.classes)}"
         )
-    found, num_skipped = _found(predictor, data, split, console)
+    return Opened(run, config, uri, predictor, data)
+
+
+def evaluate(
+    run: str, *, split: str | None, overrides: Sequence[str], out: Path | None = None, files: bool = True
+) -> dict[str, Any]:
+    """COCO's and VOC's metrics of RUN on a split (None: what was held out), with tables and pictures of where it errs.
+
+    Where RUN is one of MLflow's the numbers are also logged into it as ``<split>/…``, the files as
+    ``evaluation/<split>/…``, and the pictures. ``out`` is a folder for the files, without which they lie in
+    ``evaluation/<split>`` beside the run's own; ``files`` False leaves all but the numbers. ``overrides`` change how
+    the run was composed: the dataset is the run's own where they don't name ``data.root``, and with
+    ``trainer.num_pictures=0`` nothing is drawn.
+    """
+    console = Console(stderr=True, highlight=False, markup=False)
+    opened = open_run(run, overrides)
+    config, uri, predictor, data = opened.config, opened.uri, opened.predictor, opened.data
+    split = opened.held_out() if split is None else split
+    found, num_skipped = detected(opened, split, console)
     with console.status(f"measuring {len(found):,} images"):
         coco = MeanAP(classes=predictor.classes)(found)
         if (interval := map_interval(found)) is not None:
@@ -54,6 +76,7 @@ def evaluate(
         "run_id": run,
         "status": "FINISHED",
         "split": split,
+        "dataset_hash": data.manifest.content_hash,
         "num_images": len(found),
         "num_skipped": num_skipped,
         "metrics": metrics,
@@ -87,10 +110,11 @@ def shown(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if "/ap/" not in name or (few and "/voc" not in name)}
 
 
-def _found(predictor: Predictor, data: DetectionData, split: str, console: Console) -> tuple[list[Found], int]:
+def detected(opened: Opened, split: str, console: Console) -> tuple[list[Found], int]:
     """What is found in every image of the split that can be read, and how many can't."""
     from rich.progress import track
 
+    predictor, data = opened.predictor, opened.data
     loader = data.dataloader(split)
     found: list[Found] = []
     skipped: list[Skipped] = []
