@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+UNTRAINED = ("detector=yolov3_tiny", "detector.width=0.125", "detector.input_size=[96,96]", "data.num_workers=0")
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -30,6 +31,37 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
     draw(folder, seed=1, num_train=24, num_val=5, num_test=4, size=96)
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., None]:
+    """``make_model(folder, root=..., classes=...)`` leaves what a training leaves in its ``model`` folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    from onestage.config import build, compose
+
+    def make(folder: Path, *, root: Path, classes: Sequence[str], seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        overrides = [*UNTRAINED, f"data.root={root}", f"detector.num_classes={len(classes)}"]
+        config = compose("train", overrides)
+        detector: Any = build(config["detector"])
+        with torch.no_grad():  # to be sure of something, as a network at its birth is not
+            for parameter in detector.head.parameters():
+                parameter.normal_(0, 0.5)
+        folder.mkdir(parents=True)
+        save_file({name: value.contiguous() for name, value in detector.state_dict().items()},
+                  folder / "model.safetensors")  # fmt: skip
+        card = {
+            "config": {"detector": config["detector"], "data": config["data"]},
+            "overrides": overrides,
+            "classes": list(classes),
+            "input_size": [96, 96],
+            "threshold": 0.25,
+        }
+        (folder / "model.json").write_text(json.dumps(card))
+
+    return make
 
 
 def _module(name: str, path: Path) -> ModuleType:

@@ -25,7 +25,9 @@ class Room(NamedTuple):
 # From the command line down to the plain values. The standard library is free to all.
 ROOMS = {
     "cli": Room(
-        "errors", "rich", lazily="bench cluster config data evaluation export fitting quickstart replay sweeps tracking"
+        "errors",
+        "rich",
+        lazily="bench cluster config data evaluation export fitting promotion quickstart replay sweeps tracking",
     ),
     "quickstart": Room("errors", "rich", lazily="cluster config data evaluation tracking"),
     "bench": Room(
@@ -34,10 +36,11 @@ ROOMS = {
         lazily="evaluation",
     ),
     "sweeps": Room(
-        "cluster config data errors tracking training",
+        "cluster config data errors promotion tracking training",
         "filelock hydra_plugins matplotlib numpy optuna ray rich",
         lazily="evaluation metrics",
     ),
+    "promotion": Room("errors tracking", lazily="evaluation"),
     "export": Room("config errors inference weights", lazily="tracking"),
     "replay": Room("config training types", "torch"),
     "cluster": Room(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, sweep, sync
+from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, models, sweep, sync
+from onestage.cli.terminal import take
 from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
@@ -149,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add(verbs)
     leaderboard.add(verbs)
     sync.add(verbs)
+    models.add(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="COCO's and VOC's metrics of a run on a split, and where it errs")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
@@ -200,8 +202,8 @@ def _quickstart(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from onestage.evaluation import evaluate, shown
 
-    split, overrides = _take("split", options.overrides)
-    out, overrides = _take("out", overrides)
+    split, overrides = take("split", options.overrides)
+    out, overrides = take("out", overrides)
     split, folder = split or "test", options.out or (Path(out) if out else None)
     result = evaluate(options.target, split=split, overrides=overrides, out=folder)
     if options.json:
@@ -212,15 +214,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if result["artifacts"] is not None:
         print(f"and in the run       {result['artifacts']}, among its artifacts")
     return DONE
-
-
-def _take(key: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The last value of an evaluation's own ``key``, and the rest, which are the config's."""
-    for one in overrides:
-        if "=" not in one:
-            raise InputError(f"{one!r} is no override: write KEY=VALUE, as split=test")
-    value = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith(f"{key}=")), None)
-    return value, [one for one in overrides if not one.startswith(f"{key}=")]
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from onestage.cli.terminal import plain
+from onestage.cli.terminal import age, plain
 from onestage.errors import DONE, InputError
 
 if TYPE_CHECKING:
@@ -157,22 +157,10 @@ def _described(info: "JobInfo", links: dict[str, str]) -> dict[str, Any]:
         "state": info.state,
         "exit_code": info.exit_code,
         "reason": info.reason,
-        "age": _age(info.age_s),
+        "age": age(info.age_s),
         "age_s": round(info.age_s, 1),
         "user": info.user,
         "verb": info.verb,
         "command": info.command,
         "mlflow": links.get(info.id),
     }
-
-
-def _age(seconds: float) -> str:
-    """In the largest unit that fits.
-
-    >>> _age(59), _age(3600), _age(200_000)
-    ('59 s', '60 min', '55 h')
-    """
-    for unit, length, until in (("s", 1, 60), ("min", 60, 7200), ("h", 3600, 259_200)):
-        if seconds < until:
-            return f"{int(seconds // length)} {unit}"
-    return f"{int(seconds // 86_400)} days"

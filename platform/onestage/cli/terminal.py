@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -51,6 +51,27 @@ def names(text: str) -> list[str]:
     if not all(listed) or len(set(listed)) < len(listed):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of different names, as cat,dog")
     return listed
+
+
+def take(key: str, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The last value of an evaluation's own ``key``, and the rest, which are the config's."""
+    for one in overrides:
+        if "=" not in one:
+            raise InputError(f"{one!r} is no override: write KEY=VALUE, as split=test")
+    value = next((one.partition("=")[2] for one in reversed(overrides) if one.startswith(f"{key}=")), None)
+    return value, [one for one in overrides if not one.startswith(f"{key}=")]
+
+
+def age(seconds: float) -> str:
+    """In the largest unit that fits.
+
+    >>> age(59), age(3600), age(200_000)
+    ('59 s', '60 min', '55 h')
+    """
+    for unit, length, until in (("s", 1, 60), ("min", 60, 7200), ("h", 3600, 259_200)):
+        if seconds < until:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds // 86_400)} days"
 
 
 @contextmanager

@@ -317,9 +317,11 @@ def overrides_of_job(overrides: Sequence[str], config: Mapping[str, Any], *, her
     >>> overrides_of_job(["data.root=digits", "cluster.address=http://h:8265"], config, here=Path("/home"))
     ['data.root=/home/digits', 'storage=/home/runs', 'cluster=ray', 'cluster.address=auto', 'cluster.ship=false']
     """
+    from onestage.config import quoted
+
     kind = config["cluster"]["kind"]
     kept = [one for one in overrides if one.lstrip("+").partition("=")[0] not in SENT_OTHERWISE]
-    kept += [f"storage={_quoted(config['storage'])}", f"cluster={kind}"]
+    kept += [f"storage={quoted(config['storage'])}", f"cluster={kind}"]
     kept += ["cluster.address=auto", "cluster.ship=false"] if kind == "ray" else []
     return [_absolute(one, here) for one in kept]
 
@@ -330,16 +332,14 @@ def _absolute(override: str, here: Path) -> str:
     >>> [_absolute(one, Path("/a (b)")) for one in ("data.root='my shards'", "data.root=s3://b/x", "seed=1")]
     ["data.root='/a (b)/my shards'", 'data.root=s3://b/x', 'seed=1']
     """
+    from onestage.config import quoted
+
     key, _, value = override.partition("=")
     if key.lstrip("+") not in PATHS or not value or value == "null" or "://" in value:
         return override
     if value[0] in "'\"" and value[-1] == value[0]:
         value = value[1:-1].replace(f"\\{value[0]}", value[0])
-    return f"{key}={_quoted(str(here / value))}"
-
-
-def _quoted(path: str) -> str:
-    return path if re.fullmatch(r"[\w./:@%+~-]+", path) else "'" + path.replace("'", r"\'") + "'"
+    return f"{key}={quoted(str(here / value))}"
 
 
 def _info(details: Any) -> JobInfo:

@@ -5,6 +5,7 @@ import difflib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,15 @@ def _check_types(default: Any, given: Any, key: str = "") -> None:
     fits = isinstance(given, wanted) and (wanted is bool or not isinstance(given, bool))
     if not fits and not (wanted is float and type(given) is int):
         raise InputError(f"{key} must be {kinds[wanted]}, got {given!r}")
+
+
+def quoted(text: str) -> str:
+    """A value of an override, such as a path, as Hydra reads it back.
+
+    >>> quoted("s3://b/x"), quoted("my (own) shards")
+    ('s3://b/x', "'my (own) shards'")
+    """
+    return text if re.fullmatch(r"[\w./:@%+~-]+", text) else "'" + text.replace("'", r"\'") + "'"
 
 
 def first_lines(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from onestage.types import MAX_LOGGED_CLASSES, Skipped
 
 
 class Opened(NamedTuple):
-    """A RUN with a dataset of its classes: the ``predictor``, the ``data``, and the store at ``uri`` if there is one."""
+    """A RUN with a dataset of its classes; ``uri`` is the store's, if there is one."""
 
     run: str
     config: dict[str, Any]

@@ -1,15 +1,11 @@
 """Whether a sweep's winner is better than the model that is in use, both on the same held-out images."""
 
-import contextlib
-import io
 from dataclasses import dataclass
 from typing import Any
 
+from onestage.config import quoted
 from onestage.data.manifest import Manifest
-from onestage.tracking import registry
-from onestage.tracking.runs import SCORE_TAG
-
-SCORE = "map"
+from onestage.promotion import METRIC, measure, promote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +21,7 @@ class Verdict:
     crowned: bool
 
     def __str__(self) -> str:
-        measured = f"{self.split}/{SCORE} {self.score:.4f}"
+        measured = f"{self.split}/{METRIC} {self.score:.4f}"
         if self.former is None:
             return f"champion: models:/{self.name}@champion is now version {self.version}, {measured}"
         if self.crowned:
@@ -40,32 +36,18 @@ def judge(run_id: str, *, uri: str, name: str, manifest: Manifest, config: dict[
 
     What the champion scored on the same data is read off its version; measured on other data it is evaluated again.
     """
+    settings = {"data.root": config["data"]["root"], "storage": config["storage"], "tracking.uri": uri}
+    overrides = [f"{key}={quoted(value)}" for key, value in settings.items()]
     split = "test" if "test" in manifest.splits else "val"
-    data = f"{manifest.content_hash}/{split}"
-    present = registry.champion(uri, name)
-    former: float | None = None
-    if present is not None:
-        known = present.tags.get(SCORE_TAG) if present.tags.get("onestage.data") == data else None
-        former = float(known) if known is not None else _score(present.uri, split, config)
-    its_own = present is not None and present.run_id == run_id
-    score = former if its_own and former is not None else _score(run_id, split, config)
-    if present is not None and former is not None and former >= score:
-        return Verdict(
-            name=name, version=present.version, run_id=run_id, split=split, score=score, former=former, crowned=False
-        )
-    tags = {"onestage.data": data, SCORE_TAG: repr(score), "onestage.split": split}
-    version = registry.crown(uri, name, run_id, tags=tags).version
-    return Verdict(name=name, version=version, run_id=run_id, split=split, score=score, former=former, crowned=True)
-
-
-def _score(run: str, split: str, config: dict[str, Any]) -> float:
-    from onestage.evaluation import evaluate
-
-    overrides = [
-        f"data.root={config['data']['root']}",
-        f"storage={config['storage']}",
-        f"tracking.uri={config['tracking']['uri']}",
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        metrics = evaluate(run, split=split, overrides=overrides, files=False)["metrics"]
-    return float(metrics.get(f"{split}/{SCORE}", 0.0))
+    made = promote(run_id, uri=uri, name=name, split=split, overrides=overrides, again=True, must_beat=True)
+    score = made.score or measure(run_id, split, overrides)  # a champion by hand has none
+    assert made.version is not None
+    return Verdict(
+        name=name,
+        version=made.version,
+        run_id=run_id,
+        split=split,
+        score=score.value,
+        former=None if made.former_score is None else made.former_score.value,
+        crowned=made.moved,
+    )

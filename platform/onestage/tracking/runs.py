@@ -193,11 +193,16 @@ def download_model(uri: str, run: str, to: Path) -> Path:
     ``run`` is a run id (its newest model named "model"), ``models:/name@alias``, ``models:/name/3`` or the
     ``models:/m-…`` of one logged model. Raises InputError when there is none, or it's no model of ours.
     """
+    import mlflow
     import mlflow.artifacts
 
     location = _registered(uri, run) if run.startswith("models:") else logged_model(uri, run).artifact_location
     to.mkdir(parents=True, exist_ok=True)
-    fetched = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(to), tracking_uri=uri)
+    try:
+        fetched = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=str(to), tracking_uri=uri)
+    except mlflow.MlflowException as error:
+        reason = redact(" ".join(str(error).split()))
+        raise InputError(f"the files of {run} can't be fetched from {redact(location)}: {reason}") from error
     for weights in Path(fetched).rglob("model.safetensors"):
         return weights.parent
     raise InputError(f"{run} holds no model.safetensors: it was not logged by onestage, choose another")
