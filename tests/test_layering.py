@@ -53,7 +53,7 @@ ROOMS = {
         "cv2 matplotlib numpy rich torch",
         lazily="tracking",
     ),
-    "tracking": Room("errors types", "PIL cv2 mlflow numpy pandas psutil", lazily="inference"),
+    "tracking": Room("errors types", "PIL cv2 mlflow numpy pandas psutil psycopg", lazily="inference"),
     "inference": Room(
         "boxes config data detectors errors training types", "numpy safetensors torch", lazily="tracking"
     ),

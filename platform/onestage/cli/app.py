@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, models, sweep, sync
+from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, models, server, sweep, sync
 from onestage.cli.terminal import take
 from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
@@ -151,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     leaderboard.add(verbs)
     sync.add(verbs)
     models.add(verbs)
+    server.add(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="COCO's and VOC's metrics of a run on a split, and where it errs")
     evaluate.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")
