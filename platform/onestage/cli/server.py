@@ -44,7 +44,11 @@ def _server(options: argparse.Namespace) -> int:
     from onestage.tracking.client import tracking_uri
     from onestage.tracking.server import Server, has_password, settings_of
 
-    if options.backend is not None and options.backend in sys.argv and has_password(options.backend):
+    if (
+        options.backend is not None
+        and has_password(options.backend)
+        and any(options.backend in one for one in sys.argv)
+    ):
         _begin_again(options.backend)
     settings = settings_of(
         tracking_uri(options.backend or os.environ.get(BACKEND)),
@@ -60,7 +64,8 @@ def _server(options: argparse.Namespace) -> int:
 
 def _begin_again(backend: str) -> None:
     """The same, without the password among the arguments, where `ps` shows it to everybody."""
-    rest = [one for one in sys.argv[1:] if one not in ("--backend", backend)]
+    at = next(place for place, one in enumerate(sys.argv) if backend in one)
+    rest = sys.argv[1 : at - 1 if sys.argv[at] == backend else at] + sys.argv[at + 1 :]  # --backend URI, --backend=URI
     os.execve(sys.executable, [sys.executable, "-m", "onestage.cli", *rest], {**os.environ, BACKEND: backend})
 
 
