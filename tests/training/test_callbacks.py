@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onestage.drawing import COLOURS
-from onestage.training.callbacks import BatchPicture, BestFound, Ema, StopWhenAsked, sheet
+from onestage.training.callbacks import BatchPictures, BestFound, Ema, StopWhenAsked, sheet
 from onestage.training.endings import Stopped
 from onestage.training.module import DetectionModule
 from onestage.types import XYXY, Batch, Target
@@ -143,50 +143,50 @@ class TestBatchPicture:
         return []
 
     @pytest.fixture
-    def callback(self, drawn: list[tuple[str, np.ndarray, int]]) -> BatchPicture:
-        return BatchPicture(classes=CLASSES, sink=lambda *one: drawn.append(one))
+    def callback(self, drawn: list[tuple[str, np.ndarray, int]]) -> BatchPictures:
+        return BatchPictures(classes=CLASSES, sink=lambda *one: drawn.append(one))
 
-    def test_the_first_batch_of_a_run_is_drawn_and_no_other(
-        self, drawn: list[Any], callback: BatchPicture, tmp_path: Path
+    def test_the_first_batches_of_a_run_are_drawn_and_no_other(
+        self, drawn: list[Any], callback: BatchPictures, tmp_path: Path
     ) -> None:
         torch.manual_seed(0)
         first = torch.rand(2).tolist()
         trained(tmp_path, callback)
-        ((name, picture, step),) = drawn
-        assert (name, step) == ("train/batch_000000", 0)
+        assert [(name, step) for name, _, step in drawn] == [("train/batch", number) for number in range(3)]
+        picture = drawn[0][1]
         # 32 px are drawn three times as large.
         assert picture.shape == (96, 2 * 96 + 4, 3)
         assert [int(picture[90, 90 + 100 * n, 0]) for n in range(2)] == [round(grey * 255) for grey in first]
 
-    def test_a_resumed_run_has_had_its_picture(self, drawn: list[Any], callback: BatchPicture, tmp_path: Path) -> None:
+    def test_a_resumed_run_has_had_its_picture(self, drawn: list[Any], callback: BatchPictures, tmp_path: Path) -> None:
         trainer, _ = trained(tmp_path)
         trainer.save_checkpoint(tmp_path / "last.ckpt")
         trained(tmp_path, callback, max_epochs=3, resume=tmp_path / "last.ckpt")
         assert drawn == []
 
-    def test_an_empty_share_is_passed_over(self, drawn: list[Any], callback: BatchPicture, tmp_path: Path) -> None:
-        trained(tmp_path, callback, loader=Loader(empty=[0]))
-        assert len(drawn) == 1
+    def test_an_empty_share_is_passed_over(self, drawn: list[Any], callback: BatchPictures, tmp_path: Path) -> None:
+        trained(tmp_path, callback, loader=Loader(empty=[0]), max_epochs=1)
+        assert [step for _, _, step in drawn] == [0, 1]
 
     def test_other_ranks_draw_nothing(
-        self, drawn: list[Any], callback: BatchPicture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, drawn: list[Any], callback: BatchPictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pl.Trainer, "is_global_zero", False)
         trained(tmp_path, callback)
         assert drawn == []
 
     def test_no_image_asked_for_none_drawn(self, drawn: list[Any], tmp_path: Path) -> None:
-        trained(tmp_path, BatchPicture(classes=CLASSES, sink=lambda *one: drawn.append(one), num_images=0))
+        trained(tmp_path, BatchPictures(classes=CLASSES, sink=lambda *one: drawn.append(one), num_images=0))
         assert drawn == []
 
     def test_the_training_is_the_same_to_the_bit(
-        self, drawn: list[Any], callback: BatchPicture, tmp_path: Path
+        self, drawn: list[Any], callback: BatchPictures, tmp_path: Path
     ) -> None:
         """Weights, and the state of the generator that data and dropout draw from."""
         _, without = trained(tmp_path)
         state = torch.get_rng_state()
         _, having = trained(tmp_path, callback)
-        assert len(drawn) == 1
+        assert len(drawn) == 3
         assert torch.equal(torch.get_rng_state(), state)
         assert not torch.equal(having.detector.weight, torch.ones(3, 1, 1))  # type: ignore[arg-type]
         assert torch.equal(having.detector.weight, without.detector.weight)  # type: ignore[arg-type]

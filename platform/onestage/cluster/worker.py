@@ -29,7 +29,7 @@ from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.origin import packages
 from onestage.tracking.redaction import redact, without_user
 from onestage.tracking.tracker import NoTracker, Tracker
-from onestage.training.callbacks import BatchPicture, BestFound, Ema, Pictures, Progress, StopWhenAsked, Throughput
+from onestage.training.callbacks import BatchPictures, BestFound, Ema, Pictures, Progress, StopWhenAsked, Throughput
 from onestage.training.checkpoint_files import BEST, LAST, step_of
 from onestage.training.checkpoints import Checkpoints, Writer
 from onestage.training.logger import SinkLogger
@@ -328,7 +328,7 @@ def _callbacks(
         Pictures(
             data.examples("val", settings["num_pictures"]), classes=data.manifest.classes, sink=tracker.log_picture
         ),
-        BatchPicture(classes=data.manifest.classes, sink=tracker.log_picture, num_images=settings["num_pictures"]),
+        BatchPictures(classes=data.manifest.classes, sink=tracker.log_picture, num_images=settings["num_pictures"]),
     ]
     if settings["ema_decay"] > 0:
         callbacks.append(Ema(decay=settings["ema_decay"]))

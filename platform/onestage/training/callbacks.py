@@ -19,6 +19,7 @@ from onestage.types import Batch
 
 COLUMNS: Final = 4
 """Images in a row of a sheet."""
+NUM_BATCHES: Final = 3
 
 
 class Ema(WeightAveraging):
@@ -218,11 +219,11 @@ class BestFound(Callback):
             self.step, self.is_best = trainer.global_step, best
 
 
-class BatchPicture(Callback):
-    """Draws the first batch that a run trains on, augmented as it is, with its boxes: one sheet, at step 0.
+class BatchPictures(Callback):
+    """Draws the first ``NUM_BATCHES`` that a run trains on, augmented as they are, with their boxes: a sheet of each.
 
-    At most ``num_images`` of rank 0's share, ``COLUMNS`` in a row. A resumed run has had its picture. Nothing is drawn
-    from any generator, and the batch is only looked at: the training is the same to the bit.
+    At most ``num_images`` of rank 0's share, ``COLUMNS`` in a row. A resumed run has had its pictures. Nothing is drawn
+    from any generator, and the batches are only looked at: the training is the same to the bit.
     """
 
     def __init__(
@@ -231,18 +232,19 @@ class BatchPicture(Callback):
         self.classes = classes
         self.sink = sink
         self.num_images = num_images
-        self.wanted = False
+        self.num_drawn = NUM_BATCHES
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.wanted = trainer.is_global_zero and trainer.global_step == 0 and self.num_images > 0
+        if trainer.is_global_zero and trainer.global_step == 0 and self.num_images > 0:
+            self.num_drawn = 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        if not self.wanted or len(batch) == 0:  # a share may be empty, where its images could not be read
+        if self.num_drawn == NUM_BATCHES or len(batch) == 0:  # a share may be empty, where no image could be read
             return
-        self.wanted = False
-        self.sink("train/batch_000000", sheet(batch, num_images=self.num_images, classes=self.classes), 0)
+        self.sink("train/batch", sheet(batch, num_images=self.num_images, classes=self.classes), self.num_drawn)
+        self.num_drawn += 1
 
 
 def sheet(batch: Batch, *, num_images: int, classes: Sequence[str]) -> np.ndarray:
