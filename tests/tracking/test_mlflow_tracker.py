@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from onestage.tracking import runs, sync
+from onestage.tracking import runs, spool, sync
 from onestage.tracking.client import client
 from onestage.tracking.mlflow_tracker import MlflowTracker
 from onestage.tracking.tracker import NoTracker
@@ -126,6 +126,7 @@ def test_numbers_that_are_none_arrive(server, experiment, tmp_path):
 
 def test_a_server_that_hangs_and_dies_costs_no_point_and_no_time(server, experiment, tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr(spool, "POLL_S", 1.0)  # the outages are short
     run_id = runs.open_run(server.uri, experiment, tags={})
     tracker = MlflowTracker(uri=server.uri, run_id=run_id, folder=tmp_path)
     stop = threading.Event()

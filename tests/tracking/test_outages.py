@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from onestage.tracking import runs, sync
+from onestage.tracking import runs, spool, sync
 from onestage.tracking.client import client
 from onestage.tracking.mlflow_tracker import MlflowTracker
 
@@ -31,6 +31,12 @@ SETTINGS = [
     "tracking.every_seconds=0",
     "seed=5",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch):
+    """Outages of seconds are to be noticed."""
+    monkeypatch.setattr(spool, "POLL_S", 1.0)
 
 
 @pytest.fixture

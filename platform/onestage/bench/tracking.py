@@ -28,7 +28,7 @@ from onestage.types import XYXY, Target
 
 NUM_METRICS: Final = 15
 STEP_S: Final = 0.1
-STEPS_OF_A_TURN: Final = 30
+STEPS_OF_A_TURN: Final = 100
 INPUT_SIZE: Final = 160
 TARGET: Final = 0.01
 ARTIFACT_MB: Final = 100

@@ -46,7 +46,7 @@ def add(verbs: Any) -> None:
     sweep.add_argument("--seed", type=int, default=0, help="of all three (default: 0)")
     sweep.add_argument("--storage", type=Path, default=Path("bench/sweep"), help="folder of the sweeps")
     tracking = _parser(bench, "tracking", "what MLflow costs a training of 10 steps/s, and a large file on its way")
-    tracking.add_argument("--rounds", type=count, default=12, help="of all ways, half a minute each (default: 12)")
+    tracking.add_argument("--rounds", type=count, default=4, help="of all ways, more than a minute each (default: 4)")
     tracking.add_argument("--storage", type=Path, default=Path("bench/tracking"), help="folder to write to")
     checkpoints = _parser(bench, "checkpoints", "what a checkpoint a minute costs the full YOLOv3")
     checkpoints.add_argument("--rounds", type=int, default=5, help="checkpoints to measure (default: 5)")

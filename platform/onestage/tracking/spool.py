@@ -19,8 +19,9 @@ from onestage.tracking.redaction import redact, without_user
 
 log = logging.getLogger(__name__)
 
-POLL_S: Final = 3.0
+POLL_S: Final = 5.0
 LONGEST_WAIT_S: Final = 30.0
+END_S: Final = 1.0
 BACKLOG_LIMIT_BYTES: Final = 8 * 1024**3
 ATTEMPTS_PER_PARCEL: Final = 5
 SPOOL_FOLDER: Final = "spool"
@@ -92,7 +93,7 @@ class Spool:
             self._closed = True
             self._journal.close()
         self._wake.set()
-        self._thread.join(POLL_S)
+        self._thread.join(END_S)
         self._lock_file.close()
         return arrived and self._is_empty()
 
