@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestage import __version__
-from onestage.cli import anchors, bench, cluster, data, doctor, jobs, leaderboard, models, server, sweep, sync
+from onestage.cli import anchors, bench, cluster, compare, data, doctor, jobs, leaderboard, models, server, sweep, sync
 from onestage.cli.terminal import take
 from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
 
@@ -166,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout")
     evaluate.set_defaults(run=_evaluate)
+    compare.add(verbs)
 
     predict = verbs.add_parser("predict", help="annotated pictures and COCO results")
     predict.add_argument("target", metavar="RUN", help="MLflow run id, models:/name@alias, or a checkpoint file")

@@ -48,9 +48,9 @@ def picture(figure: "Figure") -> np.ndarray:
 
 def precision_recall(report: Report) -> "Figure":
     """Of each class at IoU 0.5, of their mean, and of the mean over IoUs of 0.5 to 0.95, whose area is the mAP."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for one, colour in _in_front(report.curves[0]):
-        name = f"{_short(report.classes[one.label])}  {one.envelope().mean():.3f}"
+        name = f"{short(report.classes[one.label])}  {one.envelope().mean():.3f}"
         axes.plot(RECALLS, one.envelope(), color=colour, **_line(colour, name))
     means = [np.mean([one.envelope() for one in curves], axis=0) for curves in report.curves]
     axes.plot(RECALLS, means[0], color="black", linewidth=3, label=f"{_mean(report)}  {means[0].mean():.3f}")
@@ -71,11 +71,11 @@ def precision_recall(report: Report) -> "Figure":
 
 def f1(report: Report) -> "Figure":
     """F1 of each class and their mean over the score threshold; dots and a line mark the best."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     curves = report.curves[0]
     for one, colour in _in_front(curves):
         best = one.best()
-        name = f"{_short(report.classes[one.label])}  {best.f1:.2f} at {best.threshold:.2f}"
+        name = f"{short(report.classes[one.label])}  {best.f1:.2f} at {best.threshold:.2f}"
         axes.plot(THRESHOLDS, one.f1(), color=colour, **_line(colour, name))
         if colour != GREY:
             axes.plot(best.threshold, best.f1, "o", color=colour, markeredgecolor="white", zorder=5)
@@ -101,7 +101,7 @@ def confusion(report: Report) -> "Figure":
     from matplotlib.figure import Figure
 
     matrix = report.confusion
-    names = [*(_short(name) for name in report.classes), "background"]
+    names = [*(short(name) for name in report.classes), "background"]
     numbered, named = len(names) <= MAX_NUMBERED + 1, len(names) <= MAX_NAMED + 1
     side = float(np.clip(2.6 + 0.62 * len(names), 5.5, 9.0)) if numbered else float(np.clip(0.15 * len(names), 8, 13))
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -161,7 +161,7 @@ def calibration(report: Report) -> "Figure":
 
 def errors(report: Report) -> "Figure":
     """What each kind of error takes from the AP at IoU 0.5, and how many there are."""
-    figure, axes = _figure(width=8, height=4)
+    figure, axes = new_figure(width=8, height=4)
     names = list(KINDS)[::-1]
     costs = [report.costs[name] for name in names]
     axes.barh(names, costs, color=[KIND_COLOURS[name] for name in names], edgecolor="#444444", linewidth=0.8)
@@ -204,10 +204,10 @@ def _of(report: Report) -> str:
 def _mean(report: Report) -> str:
     """What the black line is called."""
     curves = report.curves[0]
-    return _short(report.classes[curves[0].label]) if len(curves) == 1 else "mean"
+    return short(report.classes[curves[0].label]) if len(curves) == 1 else "mean"
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 1]}…"
 
 
@@ -218,7 +218,7 @@ def _from_0_to_1(figure: "Figure", axes: "Axes", *, title: str) -> None:
     figure.legend(frameon=False, loc="outside right upper", title=title, alignment="left")
 
 
-def _figure(width: float = 9, height: float = 5.5) -> "tuple[Figure, Axes]":
+def new_figure(width: float = 9, height: float = 5.5) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -110,8 +110,8 @@ def write_tables(report: Report, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("metrics.json", "per_class.csv", "per_image.csv")]
     files[0].write_text(json.dumps(_numbers(report), indent=1) + "\n", encoding="utf-8")
-    _write_csv(files[1], per_class(report))
-    _write_csv(files[2], per_image(report))
+    write_csv(files[1], per_class(report))
+    write_csv(files[2], per_image(report))
     return files
 
 
@@ -171,7 +171,8 @@ def _known(values: Sequence[float]) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values]
 
 
-def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table whose columns are those of its first row."""
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else ["nothing"])
         writer.writeheader()

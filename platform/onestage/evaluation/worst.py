@@ -24,17 +24,25 @@ def picture(image: np.ndarray, judged: Judged, *, name: str, classes: Sequence[s
 
     Crowds are not drawn, nor what lies in one.
     """
-    left, right = _truths(image, judged, classes), _detections(image, judged, classes)
+    left, right = _truths(image, judged, classes), detections(image, judged, classes)
     both = side_by_side(left, right)
     hits, wrong = int((judged.kind == HIT).sum()), int((judged.kind >= 0).sum())
     title = f"{name}: F1 {f1(judged):.2f}, {hits} found, {int(judged.unfound.sum())} not found, {wrong} wrong"
-    present = [kind for number, kind in enumerate(KINDS) if (judged.kind == number).any()]
-    legend = [("found", FOUND), *((kind, _rgb(kind)) for kind in present)]
-    if judged.unfound.any():
-        legend.append(("not found", _rgb(NOT_FOUND)))
-    width = max(both.shape[1], LEAST_WIDTH_PX)
-    both = np.pad(both, ((0, 0), (0, width - both.shape[1]), (0, 0)), constant_values=255)
-    return np.concatenate((_title(title, width), both, _legend(legend, width)))
+    return framed(both, title, kinds_in(judged))
+
+
+def kinds_in(*judged: Judged) -> list[str]:
+    """The kinds of errors that are there."""
+    present = [kind for number, kind in enumerate(KINDS) if any((one.kind == number).any() for one in judged)]
+    return [*present, *([NOT_FOUND] if any(one.unfound.any() for one in judged) else [])]
+
+
+def framed(panels: np.ndarray, title: str, kinds: Sequence[str]) -> np.ndarray:
+    """Pictures with a line of text above and the colours' names below."""
+    legend = [("found", FOUND), *(("not found" if kind == NOT_FOUND else kind, rgb(kind)) for kind in kinds)]
+    width = max(panels.shape[1], LEAST_WIDTH_PX)
+    panels = np.pad(panels, ((0, 0), (0, width - panels.shape[1]), (0, 0)), constant_values=255)
+    return np.concatenate((_title(title, width), panels, _legend(legend, width)))
 
 
 def _truths(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.ndarray:
@@ -44,11 +52,11 @@ def _truths(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.nda
         image,
         judged.truths.boxes[shown].tolist(),
         texts=[classes[label] for label in judged.truths.labels[shown]],
-        colours=[_rgb(NOT_FOUND) if judged.unfound[at] else FOUND for at in shown],
+        colours=[rgb(NOT_FOUND) if judged.unfound[at] else FOUND for at in shown],
     )
 
 
-def _detections(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.ndarray:
+def detections(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np.ndarray:
     """Hits without a word, errors on top of them with class and score, in the colour of their kind."""
     shown = np.flatnonzero(judged.kind >= HIT)
     shown = shown[np.argsort(judged.kind[shown] != HIT, kind="stable")]
@@ -57,7 +65,7 @@ def _detections(image: np.ndarray, judged: Judged, classes: Sequence[str]) -> np
         kind = int(judged.kind[at])
         said = f"{classes[judged.drawn.labels[at]]} {judged.drawn.scores[at]:.2f}"
         texts.append("" if kind == HIT else said)
-        colours.append(FOUND if kind == HIT else _rgb(KINDS[kind]))
+        colours.append(FOUND if kind == HIT else rgb(KINDS[kind]))
     return annotate(image, judged.drawn.boxes[shown].tolist(), texts=texts, colours=colours)
 
 
@@ -76,6 +84,6 @@ def _legend(entries: Sequence[tuple[str, Colour]], width: int) -> np.ndarray:
     return strip
 
 
-def _rgb(kind: str) -> Colour:
+def rgb(kind: str) -> Colour:
     code = KIND_COLOURS[kind]
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)

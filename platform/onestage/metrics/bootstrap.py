@@ -41,11 +41,11 @@ def point_estimate(found: Sequence[Found]) -> float | None:
 
 def mean_ap(by_class: Sequence[Matched], weights: NDArray[np.int64]) -> float | None:
     """COCO's mAP where image i stands ``weights[i]`` times; None where no truth is left."""
-    scores = [score for one in by_class if (score := _average_precision(one, weights)) is not None]
+    scores = [score for one in by_class if (score := average_precision(one, weights)) is not None]
     return float(np.mean(scores)) if scores else None
 
 
-def _average_precision(one: Matched, weights: NDArray[np.int64]) -> float | None:
+def average_precision(one: Matched, weights: NDArray[np.int64]) -> float | None:
     """Of one class, the mean over the thresholds; interpolated at 101 recalls, as COCO does."""
     truths = int((one.truths * weights).sum())
     if truths == 0:
