@@ -29,11 +29,20 @@ from onestage.metrics.mean_ap import MeanAP
 from onestage.tracking.origin import packages
 from onestage.tracking.redaction import redact, without_user
 from onestage.tracking.tracker import NoTracker, Tracker
-from onestage.training.callbacks import BatchPictures, BestFound, Ema, Pictures, Progress, StopWhenAsked, Throughput
+from onestage.training.callbacks import (
+    BatchPictures,
+    BestFound,
+    ClassTable,
+    Ema,
+    Pictures,
+    Progress,
+    StopWhenAsked,
+    Throughput,
+)
 from onestage.training.checkpoint_files import BEST, LAST, step_of
 from onestage.training.checkpoints import Checkpoints, Writer
 from onestage.training.logger import SinkLogger
-from onestage.training.module import DetectionModule
+from onestage.training.module import DetectionModule, without_many_classes
 from onestage.training.pulse import Pulse, Start
 from onestage.training.skips import Skips
 
@@ -181,7 +190,7 @@ def _train(
             folder = run.local / "model"
             scores = save_model(best if best.is_file() else last, folder)
             run.send(folder)
-            tracker.log_model(folder, scores, step=trainer.global_step)
+            tracker.log_model(folder, without_many_classes(scores), step=trainer.global_step)
             metrics["perf/latency_ms"] = latency_ms(module)
             tracker.log_metrics({"perf/latency_ms": metrics["perf/latency_ms"]}, trainer.global_step)
             tracker.set_tags({NOTE_TAG: _note(job, data, metrics)})
@@ -328,6 +337,7 @@ def _callbacks(
         Pictures(
             data.examples("val", settings["num_pictures"]), classes=data.manifest.classes, sink=tracker.log_picture
         ),
+        ClassTable(classes=data.manifest.classes, sink=lambda rows: tracker.log_table(rows, "ap_per_class.json")),
         BatchPictures(classes=data.manifest.classes, sink=tracker.log_picture, num_images=settings["num_pictures"]),
     ]
     if settings["ema_decay"] > 0:

@@ -1,10 +1,12 @@
 """Carries what a spool holds to one MLflow run. Every call may take seconds and may raise: for threads only."""
 
+import hashlib
 import json
 import logging
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from onestage.tracking.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Metric
+    from mlflow.entities import LoggedModel, Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ POINTS_PER_CALL: Final = 1000
 PARAMS_PER_CALL: Final = 100
 NAME_LIMIT: Final = 250
 DIGEST_LIMIT: Final = 36  # MAX_DATASET_DIGEST_SIZE there
+SYSTEM: Final = "system/"
+"""How the names of a machine's metrics begin: MLflow shows them in a tab of their own."""
 ITEM_TAG: Final = "onestage.item"
 
 
@@ -58,6 +62,31 @@ def allowed_name(name: str) -> str:
     ['val/ap/traffic light', 'val/ap/cat_dog', 'a/b']
     """
     return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)[:NAME_LIMIT]).lstrip("/.") or "_"
+
+
+def allowed_names(names: Iterable[str]) -> dict[str, str]:
+    """By name what `allowed_name` makes of it, kept apart where it makes the same of several: by a sum of the name.
+
+    >>> list(allowed_names(["ap/cat dog", "ap/cat&dog", "ap/cat+dog", "ap/cat_dog"]).values())
+    ['ap/cat dog', 'ap/cat_dog.3625f9', 'ap/cat_dog.50afd8', 'ap/cat_dog']
+    """
+    allowed = {name: allowed_name(name) for name in names}
+    if len(set(allowed.values())) == len(allowed):
+        return allowed
+    shared = {name for name, count in Counter(allowed.values()).items() if count > 1}
+    return {name: _apart(name) if to in shared and to != name else to for name, to in allowed.items()}
+
+
+def _apart(name: str) -> str:
+    mark = "." + hashlib.sha256(name.encode()).hexdigest()[:6]
+    return allowed_name(name)[: NAME_LIMIT - len(mark)] + mark
+
+
+def last_step(run: "Run") -> int:
+    """The last training step of a run's metrics; those of its machines count seconds instead."""
+    # Run.data.metrics has the values alone; the message form of the same answer has the steps.
+    metrics = run.data.to_proto().metrics
+    return max((metric.step for metric in metrics if not metric.key.startswith(SYSTEM)), default=0)
 
 
 class Delivery(Protocol):
@@ -97,6 +126,7 @@ class RunDelivery:
             "params": self._params,
             "tags": self._tags,
             "artifact": self._artifact,
+            "table": self._table,
             "picture": self._picture,
             "model": self._model,
             "dataset": self._dataset,
@@ -132,6 +162,15 @@ class RunDelivery:
     def _artifact(self, *, payload: Path, folder: str) -> None:
         for path in sorted(payload.iterdir()):
             self._client.log_artifact(self._run_id, str(path), folder or None)
+
+    def _table(self, *, payload: Path, file: str) -> None:
+        from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+        self._artifact(payload=payload, folder=posixpath.dirname(file))
+        # The dashboard draws as tables what this tag names.
+        held = json.loads(self._client.get_run(self._run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        if (entry := {"path": file, "type": "table"}) not in held:
+            self._client.set_tag(self._run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*held, entry]))
 
     def _picture(self, *, payload: Path, key: str, step: int, time_ms: int) -> None:
         import PIL.Image

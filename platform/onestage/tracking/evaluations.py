@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onestage.tracking.client import client, missing, refused
-from onestage.tracking.delivery import allowed_name
+from onestage.tracking.delivery import allowed_name, last_step
 
 
 def log_evaluation(
@@ -26,7 +26,7 @@ def log_evaluation(
         if missing(error) or refused(error):
             return False
         raise
-    step = max((metric.step for metric in found.data.to_proto().metrics), default=0)
+    step = last_step(found)
     client(uri).log_artifacts(run, str(folder), artifact_path)
     for key, pixels in pictures.items():
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from onestage.tracking.averaging import Line, grouped, is_open, points_of
-from onestage.tracking.delivery import POINTS_PER_CALL, Point, allowed_name
+from onestage.tracking.delivery import POINTS_PER_CALL, Point, allowed_names
 
 
 class Journal:
@@ -42,7 +42,8 @@ class Journal:
     def append(self, metrics: Mapping[str, float], step: int) -> None:
         """Add a line of the points that are new, one write. Raises OSError when the disk takes no more."""
         step = int(step)
-        values = {allowed_name(key): float(value) for key, value in metrics.items()}
+        names = allowed_names(metrics)
+        values = {names[key]: float(value) for key, value in metrics.items()}
         new = {key: value for key, value in values.items() if step > self._last_step.get(key, step - 1)}
         if not new:
             return

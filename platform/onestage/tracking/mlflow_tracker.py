@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onestage.tracking import pyfunc
 from onestage.tracking.averaging import FullRate
-from onestage.tracking.delivery import allowed_name
+from onestage.tracking.delivery import allowed_name, allowed_names
 from onestage.tracking.redaction import redact, redact_settings
 from onestage.tracking.spool import open_spool
 
@@ -76,12 +76,20 @@ class MlflowTracker:
     def log_dict(self, values: Mapping[str, object], file: str) -> None:
         self.log_text(json.dumps(redact_settings(values), indent=2, default=str), file)
 
+    def log_table(self, rows: Sequence[Mapping[str, object]], file: str) -> None:
+        columns = list(rows[0]) if rows else []
+        # As pandas writes "split", which is how MLflow keeps its tables.
+        table = json.dumps({"columns": columns, "data": [[row[column] for column in columns] for row in rows]})
+        name = PurePosixPath(file).name
+        self._spool.put("table", {"file": file}, lambda payload: (payload / name).write_text(table))
+
     def log_dataset(self, root: str, profile: Mapping[str, object], *, name: str, digest: str, context: str) -> None:
         fields = {"name": name, "digest": digest, "root": redact(root), "profile": dict(profile), "context": context}
         self._spool.put("dataset", fields)
 
     def log_model(self, folder: Path, metrics: Mapping[str, float], *, step: int, name: str = "model") -> None:
-        numbers = {allowed_name(key): float(value) for key, value in metrics.items()}
+        names = allowed_names(metrics)
+        numbers = {names[key]: float(value) for key, value in metrics.items()}
         fields = {"name": name, "metrics": numbers, "step": int(step), "time_ms": _now_ms()}
         self._spool.put("model", fields, lambda payload: pyfunc.save(folder, payload))
 

@@ -6,6 +6,7 @@ import posixpath
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from onestage.errors import InputError
 from onestage.tracking.client import SQLITE, check, client, missing, refused, tracking_uri
-from onestage.tracking.delivery import allowed_name
+from onestage.tracking.dashboard import VIEW_TAG, view_tags
+from onestage.tracking.delivery import allowed_names, last_step
 from onestage.tracking.endings import Ending, bury, end_if_running, end_run
 from onestage.tracking.heartbeat import REASON_TAG, dead_because, last_beat, life_tags, store_time, where
 from onestage.tracking.origin import PID_TAG, is_alive, is_here, origin_tags
@@ -169,9 +171,8 @@ def log_summary(uri: str, run: str, metrics: Mapping[str, float]) -> None:
         if missing(error) or refused(error):
             return
         raise
-    step = max((metric.step for metric in found.data.to_proto().metrics), default=0)
-    now_ms = int(time.time() * 1000)
-    client(uri).log_batch(run, [Metric(allowed_name(key), value, now_ms, step) for key, value in metrics.items()])
+    step, names, now_ms = last_step(found), allowed_names(metrics), int(time.time() * 1000)
+    client(uri).log_batch(run, [Metric(names[key], value, now_ms, step) for key, value in metrics.items()])
 
 
 def download(uri: str, run_id: str, artifact_path: str, to: Path) -> Path:
@@ -268,7 +269,7 @@ def _experiment_id(uri: str, name: str) -> str:
     known = client(uri).get_experiment_by_name(name)
     if known is None:
         try:
-            return client(uri).create_experiment(name, artifact_location=_artifact_location(uri, name))
+            return client(uri).create_experiment(name, _artifact_location(uri, name), tags=view_tags())
         except Exception:  # Another driver may have made it meanwhile.
             known = client(uri).get_experiment_by_name(name)
             if known is None:
@@ -276,6 +277,10 @@ def _experiment_id(uri: str, name: str) -> str:
     if known.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {known.experiment_id}"
         raise InputError(f"experiment {name!r} is deleted in {redact(uri)}: choose another name, or `{restore}`")
+    if VIEW_TAG not in known.tags:
+        with suppress(Exception):  # who may log into an experiment may not always change it
+            for key, value in view_tags().items():
+                client(uri).set_experiment_tag(known.experiment_id, key, value)
     return str(known.experiment_id)
 
 

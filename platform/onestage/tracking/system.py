@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from onestage.tracking.client import client, set_defaults
+from onestage.tracking.delivery import SYSTEM
 
 EVERY_S: Final = 10.0
 END_S: Final = 1.0
@@ -33,7 +34,7 @@ class SystemMetrics:
     ) -> None:
         self._uri = uri
         self._run_id = run_id
-        self._prefix = f"system/{node}/"
+        self._prefix = f"{SYSTEM}{node}/"
         self._log = log
         self._every_s = every_s
         self._ended = Event()

@@ -1,6 +1,6 @@
 """What training asks of a tracker; MLflow is one answer, nothing at all is another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ class Tracker(Protocol):
     """Keeps what one training says about itself.
 
     No method waits for a server, and none raises because one is away or a disk is full: a training goes on without
-    its record. Names may hold letters, digits, and ``_ - . / :`` and spaces; other characters become ``_``.
+    its record. Names may hold letters, digits, and ``_ - . / :`` and spaces; other characters become ``_``,
+    and metrics of one call that would become the same are kept apart.
     """
 
     run_id: str
@@ -43,6 +44,9 @@ class Tracker(Protocol):
 
     def log_dict(self, values: Mapping[str, object], file: str) -> None:
         """Plain containers as a JSON artifact (which any YAML reader reads too)."""
+
+    def log_table(self, rows: Sequence[Mapping[str, object]], file: str) -> None:
+        """Rows of the same columns as a JSON artifact that the dashboard draws as a table; the last of a file stays."""
 
     def log_dataset(self, root: str, profile: Mapping[str, object], *, name: str, digest: str, context: str) -> None:
         """What was read, as an input of the run: where it lies, what is in it, and for what (``context``)."""
@@ -73,6 +77,8 @@ class NoTracker:
     def log_text(self, text: str, file: str) -> None: ...
 
     def log_dict(self, values: Mapping[str, object], file: str) -> None: ...
+
+    def log_table(self, rows: Sequence[Mapping[str, object]], file: str) -> None: ...
 
     def log_dataset(
         self, root: str, profile: Mapping[str, object], *, name: str, digest: str, context: str

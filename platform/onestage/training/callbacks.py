@@ -1,5 +1,6 @@
 """What goes along with a training: averaged weights, timing, progress and pictures."""
 
+import collections
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -217,6 +218,30 @@ class BestFound(Callback):
         if trainer.is_global_zero and (best or not self.is_best):
             self.found, self.metrics = pl_module.found, pl_module.metrics
             self.step, self.is_best = trainer.global_step, best
+
+
+class ClassTable(Callback):
+    """Gives ``sink`` the AP of every class at each validation that is the best so far: one row each, in their order.
+
+    A class without truths has none; ``truths`` counts those of the split.
+    """
+
+    def __init__(self, *, classes: Sequence[str], sink: Callable[[list[dict[str, Any]]], None]) -> None:
+        self.classes = classes
+        self.sink = sink
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, DetectionModule)
+        if not trainer.is_global_zero or "best/map" not in pl_module.metrics:
+            return
+        counts = collections.Counter(label for one in pl_module.found for label in one.target.labels.tolist())
+        aps = [pl_module.metrics.get(f"val/ap/{name}") for name in self.classes]
+        self.sink(
+            [
+                {"class": name, "AP": ap if ap is None else round(ap, 5), "truths": counts[label]}
+                for label, (name, ap) in enumerate(zip(self.classes, aps, strict=True))
+            ]
+        )
 
 
 class BatchPictures(Callback):

@@ -321,9 +321,7 @@ class DetectionModule(pl.LightningModule):
         limit = self.max_skipped if num_found else 0
         check_skipped(int(self.metrics.get("val/skipped", 0)), limit, what="to validate on", such_as=skipped)
         self.best_map = self.metrics.get("best/map", self.best_map)
-        single = [name for name in self.metrics if name.startswith("val/ap/")]
-        left_out = set(single) if len(single) > MAX_LOGGED_CLASSES else set()
-        self.log_dict({name: value for name, value in self.metrics.items() if name not in left_out}, batch_size=1)
+        self.log_dict(without_many_classes(self.metrics), batch_size=1)
 
     def _best_so_far(self, score: float, found: Sequence[Found]) -> dict[str, float]:
         """The validation's mAP with its interval, where none was better; nothing otherwise."""
@@ -393,6 +391,12 @@ def check_skipped(num_skipped: int, limit: int, *, what: str, such_as: Sequence[
             f"{num_skipped} images {what} could not be read{example}{beyond}: mend the dataset "
             f"(`onestage data check` names what is broken), or raise data.max_skipped"
         )
+
+
+def without_many_classes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A validation's metrics without those of single classes, where these are more than ``MAX_LOGGED_CLASSES``."""
+    single = {name for name in metrics if name.startswith("val/ap/")}
+    return {name: value for name, value in metrics.items() if len(single) <= MAX_LOGGED_CLASSES or name not in single}
 
 
 def to_float(images: Tensor) -> Tensor:
