@@ -1,5 +1,7 @@
-"""A training that is asked to stop at an epoch's last step does not wait for the validation that is due there."""
+"""A training stops where it is asked to: within an epoch, and at its last step without the validation that is due."""
 
+import os
+import signal
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ import torch
 
 from onestage.cluster import worker
 from onestage.cluster.job import Job
+from onestage.cluster.launch import launch
 from onestage.cluster.preflight import check
 from onestage.config import compose
+from onestage.errors import PREEMPTED
+from onestage.training.callbacks import BatchPictures
 from onestage.training.endings import Stopped
 
 from .conftest import SETTINGS
@@ -49,3 +54,22 @@ def test_at_an_epochs_last_step_it_stops_before_the_validation_and_goes_on_with_
     for name, value in ends[0]["state_dict"].items():
         assert torch.equal(value, ends[1]["state_dict"][name]), name
     assert resumed["metrics"]["val/map"] == whole["metrics"]["val/map"]
+
+
+@pytest.mark.slow
+def test_sigterm_within_an_epoch_leaves_a_checkpoint_and_says_preempted(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after = STEPS_PER_EPOCH + 2
+
+    class Terminated(BatchPictures):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(worker, "BatchPictures", Terminated)
+    overrides = ["cluster=none", "tracking=none", f"data.root={digits}", "data.batch_size=4", "trainer.max_epochs=3"]
+    outcome = launch(compose("train", [*overrides, f"storage={tmp_path}", "augment=none", *SETTINGS]))
+    assert (outcome.exit_code, outcome.status) == (PREEMPTED, "KILLED")
+    saved = torch.load(outcome.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == after + 1

@@ -57,6 +57,14 @@ EXPECTED_WARNINGS = (
 )
 
 
+class Trainer(pl.Trainer):
+    """Leaves SIGTERM to whoever asks a training to stop: Lightning, which hears it too, would exit as if it was done."""
+
+    @property
+    def received_sigterm(self) -> bool:
+        return False
+
+
 def train(
     job: Job,
     *,
@@ -139,7 +147,7 @@ def _train(
     )
     best_found = BestFound()
     placing = dict(trainer_options)
-    trainer = pl.Trainer(
+    trainer = Trainer(
         logger=SinkLogger(tracker.log_metrics),
         callbacks=[
             *([pulse] if pulse is not None else []),
