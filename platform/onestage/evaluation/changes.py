@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Final = {"better": "#0072B2", "worse": "#D55E00", "within chance": "#777777", "too few images": "#BBBBBB"}
+SURE: Final = ("better", "worse")
 MOST: Final = 30
 """Classes that are drawn; of more, those with the largest gains and losses."""
 
@@ -27,15 +28,18 @@ def chart(rows: Sequence[tuple[str, Difference]], *, split: str) -> "Figure":
         shown = [rows[0], *classes[: MOST // 2], *classes[-MOST // 2 :]]
     figure, axes = new_figure(9, 1.9 + 0.34 * len(shown))
     axes.axvline(0, color="black", linewidth=1)
-    seen = set()
     for place, (_, one) in enumerate(shown):
         colour = COLOURS[one.verdict]
         if one.low is not None and one.high is not None:
             axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
-        label = None if one.verdict in seen else one.verdict
-        seen.add(one.verdict)
-        filled = colour if one.verdict in ("better", "worse") else "white"
-        axes.plot(one.value, place, "o", color=colour, markerfacecolor=filled, markersize=7, label=label)
+        filled = colour if one.verdict in SURE else "white"
+        axes.plot(one.value, place, "o", color=colour, markerfacecolor=filled, markersize=7)
+    present = {one.verdict for _, one in shown}
+    for verdict, colour in COLOURS.items():
+        if verdict in present:
+            sure = verdict in SURE
+            label = f"{verdict} in B" if sure else verdict
+            axes.plot([], [], "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7, label=label)
     axes.axhline(0.5, color="#BBBBBB", linewidth=0.8)
     axes.set_yticks(range(len(shown)), [short(name) for name, _ in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -74,6 +78,6 @@ def _truths(image: np.ndarray, a: Judged, b: Judged, classes: Sequence[str]) -> 
     return annotate(
         image,
         a.truths.boxes[shown].tolist(),
-        texts=[f"{classes[a.truths.labels[at]]}{who[at]}" if lost[at] else "" for at in shown],
+        texts=[f"{classes[a.truths.labels[at]]}{who[at]}" for at in shown],
         colours=[worst.rgb(worst.NOT_FOUND) if lost[at] else worst.FOUND for at in shown],
     )
