@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ import pytest
 
 from onestage.cli import main
 from onestage.errors import InputError
-from onestage.tracking import registry, runs, server, server_auth
+from onestage.tracking import registry, runs, server_auth
+from onestage.tracking import server as servers
 from onestage.tracking.client import client
 from onestage.tracking.mlflow_tracker import MlflowTracker
 
 LIMIT_S = 200
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
 
 
 class Started:
@@ -118,9 +121,9 @@ def test_with_auth_over_the_store_that_trainings_left(
     runs.check(one.address)
     assert runs.find_run(one.address, run_id).experiment == "before"
 
-    assert server.running(before) == one.address
+    assert servers.running(before) == one.address
     assert one.end(signal.SIGINT) == (0, [])
-    assert server.running(before) is None
+    assert servers.running(before) is None
     assert one.process.stderr is not None and password not in one.process.stderr.read()
     assert start("--auth").told["password_file"] == str(password_file)
     assert password_file.read_text().strip() == password
@@ -167,11 +170,27 @@ def test_a_run_in_postgresql(start: Start, postgresql: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
-def test_a_server_whose_starter_is_killed_goes_with_it(start: Start, store: str) -> None:
+def test_a_server_is_found_by_the_dashboard_and_goes_with_its_killed_starter(
+    start: Start, store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = start("--backend", store)
+    for name in SCREENS:
+        monkeypatch.delenv(name, raising=False)
+    assert main(["dashboard", f"tracking.uri={store}"]) == 0
+    assert capsys.readouterr().out == f"no browser here: open {one.address}\n"
     code, left = one.end(signal.SIGKILL)
     assert (code, left) == (-signal.SIGKILL, [])
-    assert server.running(store) is None
+    assert servers.running(store) is None
+
+
+def test_a_store_that_is_a_server_is_opened_before_a_screen(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+    assert main(["dashboard", f"tracking.uri={server.uri}"]) == 0
+    assert opened == [server.uri] and capsys.readouterr().out == f"opened {server.uri}\n"
 
 
 def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -203,7 +222,7 @@ def test_a_server_is_no_store_for_one(capsys: pytest.CaptureFixture[str]) -> Non
 def test_what_is_not_installed_is_named(
     missing: str, words: list[str], extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (server, server_auth):
+    for module in (servers, server_auth):
         monkeypatch.setattr(module, "find_spec", lambda name: None if name == missing else object())
     assert main(["server", "--port", "0", *words]) == 2
     assert f"pip install 'onestage[{extra}]'" in capsys.readouterr().err
