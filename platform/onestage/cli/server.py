@@ -117,7 +117,7 @@ def _announce(server: "Server", *, as_json: bool) -> None:
     for name, value in shown(settings).items():
         print(f"{name:10} {value}")
     if settings.is_public:
-        print(f"others     http://{socket.getfqdn()}:{server.address.rpartition(':')[2]}")
+        print(f"others     http://{socket.gethostname()}:{server.address.rpartition(':')[2]}")
     print(f"use it     export MLFLOW_TRACKING_URI={server.address}")
     if password is not None:
         print(f"           export MLFLOW_TRACKING_USERNAME={USER} MLFLOW_TRACKING_PASSWORD=$(cat {password})")
@@ -126,7 +126,7 @@ def _announce(server: "Server", *, as_json: bool) -> None:
 
 def _dashboard(options: argparse.Namespace) -> int:
     from onestage.config import compose
-    from onestage.tracking.client import check
+    from onestage.tracking.client import check, is_server
     from onestage.tracking.redaction import without_user
     from onestage.tracking.server import PORT, Server, running, settings_of
     from onestage.tracking.tracker import store_uri
@@ -134,7 +134,7 @@ def _dashboard(options: argparse.Namespace) -> int:
     uri = store_uri(compose("train", options.overrides))
     if uri is None:
         raise InputError("tracking=none keeps no runs to look at")
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         check(uri)
         _open(without_user(uri))
         return DONE

@@ -29,7 +29,7 @@ DEFAULTS: Final = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
-_WAYS_OUT: Final = "start one (`mlflow server`), set MLFLOW_TRACKING_URI to another store, or use tracking=none"
+_WAYS_OUT: Final = "start one (`onestage server`), set MLFLOW_TRACKING_URI to another store, or use tracking=none"
 
 
 def set_defaults() -> None:
@@ -90,6 +90,9 @@ def check(uri: str) -> None:
     try:
         client(uri).search_experiments(max_results=1)
     except Exception as error:
+        if is_server(uri) and "401" in str(error):
+            who = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those that it knows"
+            raise InputError(f"{redact(uri)} asks for user and password: {who}") from error
         reason = redact(str(error).strip().splitlines()[0])
         raise InputError(f"MLflow can't use the store {redact(uri)}: {reason}; {_WAYS_OUT}") from error
 

@@ -23,7 +23,7 @@ from urllib.request import urlopen
 
 from onestage.errors import InputError
 from onestage.tracking import server_auth
-from onestage.tracking.client import DEFAULTS, SQLITE
+from onestage.tracking.client import DEFAULTS, SQLITE, is_server
 from onestage.tracking.origin import is_alive, process_tags
 from onestage.tracking.redaction import redact
 
@@ -60,7 +60,7 @@ class Settings:
 
 def settings_of(backend: str, artifacts: str | None, **others: object) -> Settings:
     """Raises InputError for a backend that no server keeps runs in, or whose driver is not installed."""
-    if backend.startswith(("http://", "https://")):
+    if is_server(backend):
         raise InputError(f"{redact(backend)} is a server itself: name a database with --backend")
     folder = Path(backend.removeprefix(SQLITE)).parent if backend.startswith(SQLITE) else Path.cwd()
     if POSTGRESQL.match(backend):
