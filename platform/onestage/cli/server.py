@@ -74,8 +74,7 @@ def _serve(server: "Server", *, as_json: bool = False, browse: bool = False) -> 
     settings = server.settings
     if settings.is_public:
         _warn(settings)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.start()
         _announce(server, as_json=as_json)
@@ -86,6 +85,8 @@ def _serve(server: "Server", *, as_json: bool = False, browse: bool = False) -> 
         return DONE
     finally:
         server.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     print(f"onestage: MLflow's server ended by itself with {code}: {server.last_words()}", file=sys.stderr)
     return FAILED
 

@@ -111,7 +111,8 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        _record(settings.backend).write_text(json.dumps({"address": self.address, **process_tags()}))
+        with suppress(OSError):  # where it can't be written, dashboard does not find the server
+            _record(settings.backend).write_text(json.dumps({"address": self.address, **process_tags()}))
 
     def wait(self) -> int:
         """The server's exit code, once it has ended by itself."""
