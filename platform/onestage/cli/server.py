@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,7 @@ def _begin_again(backend: str) -> None:
     os.execve(sys.executable, [sys.executable, "-m", "onestage.cli", *rest], {**os.environ, BACKEND: backend})
 
 
-def _serve(server: "Server", *, as_json: bool = False, browse: bool = False) -> int:
+def _serve(server: "Server", *, as_json: bool = False, browse: Callable[[str], None] | None = None) -> int:
     """Until somebody stops it."""
     settings = server.settings
     if settings.is_public:
@@ -78,8 +79,8 @@ def _serve(server: "Server", *, as_json: bool = False, browse: bool = False) -> 
     try:
         server.start()
         _announce(server, as_json=as_json)
-        if browse:
-            _open(server.address)
+        if browse is not None:
+            browse(server.address)
         code = server.wait()
     except Stopped:
         return DONE
@@ -128,21 +129,27 @@ def _announce(server: "Server", *, as_json: bool) -> None:
 def _dashboard(options: argparse.Namespace) -> int:
     from onestage.config import compose
     from onestage.tracking.client import check, is_server
+    from onestage.tracking.dashboard import home
     from onestage.tracking.redaction import without_user
     from onestage.tracking.server import PORT, Server, running, settings_of
     from onestage.tracking.tracker import store_uri
 
-    uri = store_uri(compose("train", options.overrides))
+    config = compose("train", options.overrides)
+    uri = store_uri(config)
     if uri is None:
         raise InputError("tracking=none keeps no runs to look at")
+
+    def browse(address: str) -> None:
+        _open(home(uri, address, config["tracking"]["experiment"]))
+
     if is_server(uri):
         check(uri)
-        _open(without_user(uri))
+        browse(without_user(uri))
         return DONE
     if (address := running(uri)) is not None:
-        _open(address)
+        browse(address)
         return DONE
-    return _serve(Server(settings_of(uri, None, port=_free_or_any(PORT))), browse=True)
+    return _serve(Server(settings_of(uri, None, port=_free_or_any(PORT))), browse=browse)
 
 
 def _free_or_any(port: int) -> int:

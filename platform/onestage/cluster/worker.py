@@ -58,7 +58,7 @@ EXPECTED_WARNINGS = (
 
 
 class Trainer(pl.Trainer):
-    """Leaves SIGTERM to whoever asks a training to stop: Lightning, which hears it too, would exit as if it was done."""
+    """Leaves SIGTERM to whoever asks a training to stop: Lightning hears it too, and would exit as if it was done."""
 
     @property
     def received_sigterm(self) -> bool:

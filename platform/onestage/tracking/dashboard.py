@@ -7,6 +7,7 @@ import json
 import time
 from typing import Final
 
+from onestage.tracking.client import client
 from onestage.tracking.redaction import without_user
 
 VIEW: Final = "onestage"
@@ -29,6 +30,15 @@ def view_tags() -> dict[str, str]:
     }
     view = {"name": VIEW_NAME, "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
     return {KIND_TAG: "custom_model_development", VIEW_TAG: json.dumps(view)}
+
+
+def home(uri: str, server: str, experiment: str) -> str:
+    """What to open first at a server over the store ``uri``: the experiment's view, before its first run the server."""
+    try:
+        known = client(uri).get_experiment_by_name(experiment)
+    except Exception:  # the browser may ask for the password that this process has not
+        known = None
+    return without_user(server) if known is None else experiment_page(server, known.experiment_id)
 
 
 def experiment_page(server: str, experiment_id: str) -> str:
