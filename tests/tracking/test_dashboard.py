@@ -191,21 +191,18 @@ def test_a_run_resumed_twice_shows_one_unbroken_history(server: Any, run_id: str
         person.sees(re.compile(rf"^{section}\s*\("))
     person.page.get_by_placeholder("Search metric charts").fill("train/")
     drawn = person.page.locator(".js-plotly-plot")
-    drawn.nth(5).locator(".scatterlayer .trace").wait_for(state="attached")
-    titles = ["grad_norm", "loss", "lr", "box", "class", "objectness"]
-    for number, title in enumerate(titles):
-        person.sees(re.compile(f"^{title}$"))
-        chart = drawn.nth(number)
-        chart.scroll_into_view_if_needed()
-        assert chart.locator(".scatterlayer .trace").count() == 1, title
-        # What Plotly was given, as the curve shows it.
-        steps = chart.evaluate("chart => Array.from(chart.data[0].x, Number)")
-        assert steps == list(range(STEPS)), title
-    person.page.get_by_placeholder("Search metric charts").scroll_into_view_if_needed()
+    drawn.nth(2).locator(".scatterlayer .trace").first.wait_for(state="attached")
     drawn.first.scroll_into_view_if_needed()
     person.keeps("3_one_history")
-    rates = drawn.nth(2).evaluate("chart => Array.from(chart.data[0].y, Number)")
-    assert max(rates) == pytest.approx(0.001, rel=0.1) and rates.index(max(rates)) not in (0, STEPS - 1)
+    for number, title in enumerate(("grad_norm", "loss", "lr")):
+        person.sees(re.compile(f"^{title}$"))
+        # What Plotly was given to draw: MLflow gives each curve twice, once for what shows under the mouse.
+        curves = drawn.nth(number).evaluate("chart => chart.data.map(curve => Array.from(curve.x, Number))")
+        assert curves and all(steps == list(range(STEPS)) for steps in curves), title
+    [rates] = {tuple(rates) for rates in drawn.nth(2).evaluate("chart => chart.data.map(one => Array.from(one.y))")}
+    warm = rates.index(max(rates))
+    assert 0 < warm < STEPS - 1
+    assert list(rates) == sorted(rates[: warm + 1]) + sorted(rates[warm + 1 :], reverse=True)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from onestage.tracking.client import client, refused
+from onestage.tracking.images import FOLDER, log_picture, picture_name
 from onestage.tracking.redaction import redact
 
 if TYPE_CHECKING:
@@ -175,15 +176,11 @@ class RunDelivery:
     def _picture(self, *, payload: Path, key: str, step: int, time_ms: int) -> None:
         import PIL.Image
 
-        # MLflow's own name for it, up to the time: a picture of this key and step is logged once.
-        start = f"images/{key.replace('/', '~')}+step+{step}+"
-        if any(
-            file.path.startswith(start) and file.path.endswith(".webp")
-            for file in self._client.list_artifacts(self._run_id, "images")
-        ):
-            return
+        held = [file.path for file in self._client.list_artifacts(self._run_id, FOLDER)]
+        if any(path.startswith(picture_name(key, step)) and path.endswith(".webp") for path in held):
+            return  # a picture of this key and step is logged once
         with PIL.Image.open(payload / "picture.png") as image:
-            self._client.log_image(self._run_id, image, key=key, step=step, timestamp=time_ms, synchronous=True)
+            log_picture(self._client, self._run_id, image, key=key, step=step, time_ms=time_ms)
 
     def _dataset(
         self, *, payload: Path, name: str, digest: str, root: str, profile: dict[str, Any], context: str

@@ -1,5 +1,6 @@
 """What an evaluation leaves in the run that it is about."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from onestage.tracking.client import client, missing, refused
 from onestage.tracking.delivery import allowed_name, last_step
+from onestage.tracking.images import log_picture
 
 
 def log_evaluation(
@@ -30,5 +32,6 @@ def log_evaluation(
     client(uri).log_artifacts(run, str(folder), artifact_path)
     for key, pixels in pictures.items():
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-        client(uri).log_image(run, image, key=allowed_name(key).replace(":", "_"), step=step, synchronous=True)
+        named = allowed_name(key).replace(":", "_")
+        log_picture(client(uri), run, image, key=named, step=step, time_ms=int(time.time() * 1000))
     return True
