@@ -1,5 +1,7 @@
 import base64
 import json
+import os
+import subprocess
 import sys
 import types
 
@@ -137,3 +139,66 @@ def test_images_that_can_not_be_read(image, message, red):
     model = pyfunc.DetectorModel(predictor=WholeImage())
     with pytest.raises(InputError, match=message):
         model.predict(pd.DataFrame({"image": [red, image]}))
+
+
+@pytest.mark.parametrize("side", [8, 64, 600])
+def test_base64_of_any_length_is_no_path(side):
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    model = pyfunc.DetectorModel(predictor=WholeImage())
+    answer = model.predict(pd.DataFrame({"image": [base64.b64encode(png(noise)).decode()]}))
+    assert answer.boxes[0] == [[0.0, 0.0, side, side]]
+
+
+FRESH = """
+import json, sys
+import mlflow, numpy, pandas
+from mlflow.models import validate_serving_input
+from mlflow.models.utils import load_serving_example
+
+uri, picture = sys.argv[1:]
+model = mlflow.pyfunc.load_model(uri)
+with open(picture, "rb") as file:
+    encoded = file.read()
+black = numpy.zeros((40, 60, 3), numpy.uint8)
+answer = model.predict(pandas.DataFrame({"image": [black, encoded, picture]}))
+served = validate_serving_input(uri, load_serving_example(uri))
+example = model.predict(model.input_example)
+print(json.dumps([answer.to_dict("list"), served.to_dict("list"), example.to_dict("list")]))
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_loads_it_over_http_and_serves_its_example(server, request, red, tmp_path):
+    from safetensors.torch import save_file
+
+    from onestage.config import build, compose
+    from onestage.inference import Predictor
+
+    detector = ["detector=yolov3_tiny", "detector.width=0.125", "detector.input_size=[64,64]", "detector.num_classes=2"]
+    config = compose("train", detector)
+    folder = tmp_path / "real"
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_file(
+        {name: value.contiguous() for name, value in build(config["detector"]).state_dict().items()},
+        folder / "model.safetensors",
+    )
+    card = {"config": {key: config[key] for key in ("detector", "data")}, "overrides": detector}
+    card |= {"classes": ["cat", "dog"], "input_size": [64, 64], "threshold": 0.25}
+    (folder / "model.json").write_text(json.dumps(card))
+    model = runs.logged_model(server.uri, logged(server.uri, request.node.name, folder, tmp_path / "spool"))
+    picture = tmp_path / "red.png"
+    picture.write_bytes(png(red))
+
+    command = [sys.executable, "-c", FRESH, model.model_uri, str(picture)]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer, served, example = json.loads(done.stdout.splitlines()[-1])
+    assert list(answer) == ["boxes", "scores", "labels", "classes"]
+    black, *reds = Predictor.from_folder(folder)([np.zeros((40, 60, 3), np.uint8), red, red])
+    for row, expected in enumerate([black, *reds]):
+        assert answer["scores"][row] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+        assert answer["labels"][row] == expected.labels.tolist()
+    assert len(answer["scores"][0]) > 0
+    assert served == example and len(example["boxes"]) == 1

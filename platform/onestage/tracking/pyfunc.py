@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -124,8 +125,9 @@ def _encoded(image: object, *, row: int) -> bytes:
         image = str(image)
     if not isinstance(image, str):
         raise InputError(f"image {row} is a {type(image).__name__}: send an RGB array, JPEG or PNG bytes, or a path")
-    if len(image) < 4096 and Path(image).is_file():
-        return Path(image).read_bytes()
+    with suppress(OSError, ValueError):  # what no path may be long, or hold
+        if Path(image).is_file():
+            return Path(image).read_bytes()
     try:
         return base64.b64decode(image, validate=True)  # JSON has no bytes: a serving client sends base64.
     except binascii.Error:

@@ -51,8 +51,9 @@ class SystemMetrics:
     def _work(self) -> None:
         began: float | None = None
         monitors = _monitors()
-        for monitor in monitors:
-            _sample(monitor)  # psutil counts cores' use from the call before: the first says 0
+        with suppress(Exception):
+            for monitor in monitors:
+                _sample(monitor)  # psutil counts cores' use from the call before: the first says 0
         while not self._ended.wait(self._every_s):
             try:
                 began = began if began is not None else self._began()
