@@ -207,3 +207,35 @@ def test_a_dataset_is_an_input_of_the_run_once(store, run_id, tracker, tmp_path)
     assert json.loads(given.dataset.source)["uri"].endswith("@host/bccd")
     assert "pw" not in given.dataset.source
     assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+
+
+def test_a_table_is_drawn_as_one_and_its_last_state_stays(store, run_id, tracker, tmp_path):
+    tracker.log_table([{"class": "cat & dog", "AP": None}], "tables/ap.json")
+    tracker.log_table([{"class": "cat & dog", "AP": 0.25}, {"class": "cat + dog", "AP": 0.5}], "tables/ap.json")
+    tracker.log_table([{"class": "owl", "AP": 1.0}], "owl.json")
+    assert tracker.close(10)
+    import mlflow
+
+    mlflow.set_tracking_uri(store)  # where a table is looked for, whatever the client's store is
+    experiment_id = client(store).get_run(run_id).info.experiment_id
+    read = client(store).load_table(experiment_id, "tables/ap.json", [run_id])
+    assert read.to_dict("list") == {"class": ["cat & dog", "cat + dog"], "AP": [0.25, 0.5]}
+    named = json.loads(client(store).get_run(run_id).data.tags["mlflow.loggedArtifacts"])
+    assert named == [{"path": path, "type": "table"} for path in ("tables/ap.json", "owl.json")]
+
+
+def test_metrics_of_classes_whose_names_become_the_same_are_kept_apart(store, run_id, tracker):
+    tracker.log_metrics({"val/ap/cat&dog": 0.1, "val/ap/cat+dog": 0.2, "val/ap/cat_dog": 0.3, "val/map": 0.2}, 1)
+    tracker.log_metrics({"val/map": 0.4, "val/ap/../map": 0.9}, 2)  # a class may have any name
+    assert tracker.close(10)
+    metrics = client(store).get_run(run_id).data.metrics
+    assert sorted(metrics[key] for key in metrics if key.startswith("val/ap/cat_dog")) == [0.1, 0.2, 0.3]
+    assert (metrics["val/ap/cat_dog"], metrics["val/map"], len(metrics)) == (0.3, 0.4, 5)
+
+
+def test_what_is_added_later_stands_at_the_last_step_not_at_a_machines_second(store, run_id, tracker):
+    tracker.log_metrics({"train/loss": 1.0}, 40)
+    tracker.log_metrics({"system/host/cpu_utilization_percentage": 9.0}, 1200)
+    assert tracker.close(10)
+    runs.log_summary(store, run_id, {"test/map": 0.5})
+    assert history(store, run_id, "test/map") == [(40, 0.5)]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from onestage.drawing import COLOURS
-from onestage.training.callbacks import BatchPictures, BestFound, Ema, StopWhenAsked, sheet
+from onestage.training.callbacks import BatchPictures, BestFound, ClassTable, Ema, StopWhenAsked, sheet
 from onestage.training.endings import Stopped
-from onestage.training.module import DetectionModule
+from onestage.training.module import DetectionModule, Found
 from onestage.types import XYXY, Batch, Target
 
 
@@ -250,3 +250,26 @@ class TestBestFound:
 
     def test_before_any_there_is_none(self) -> None:
         assert self.validated().found is None
+
+
+class TestClassTable:
+    class Trainer:
+        is_global_zero = True
+
+    def validated(self, metrics: dict[str, float]) -> list[list[dict[str, Any]]]:
+        """What a validation of one image with two cats tells of cats, dogs and owls."""
+        told: list[list[dict[str, Any]]] = []
+        module = DetectionModule.__new__(DetectionModule)
+        found = Found(1, None, Target(torch.zeros(2, 4), torch.tensor([0, 0]), 1))  # type: ignore[arg-type]
+        object.__setattr__(module, "found", [found])
+        object.__setattr__(module, "metrics", metrics)
+        table = ClassTable(classes=["cat & dog", "dog", "owl"], sink=told.append)
+        table.on_validation_end(self.Trainer(), module)  # type: ignore[arg-type]
+        return told
+
+    def test_it_has_every_class_by_its_full_name_with_its_truths(self) -> None:
+        [rows] = self.validated({"best/map": 0.25, "val/ap/cat & dog": 0.123456789})
+        assert [tuple(row.values()) for row in rows] == [("cat & dog", 0.12346, 2), ("dog", None, 0), ("owl", None, 0)]
+
+    def test_a_validation_that_is_not_the_best_keeps_the_table_before(self) -> None:
+        assert self.validated({"val/map": 0.25}) == []
