@@ -149,7 +149,7 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
     pictures = {Path(file.path).name for file in client(uri).list_artifacts(parent, "pictures")}
     assert pictures == {"trials.png", "parallel.png", "importance.png", "pareto.png"}
 
-    champion = registry.champion(uri, told["champion"]["name"])
+    champion = registry.holder(uri, told["champion"]["name"])
     assert champion is not None and champion.run_id == best.run_id
     assert told["champion"]["split"] == "test"
     assert main(["evaluate", f"models:/{champion.name}@champion", "split=test"]) == 0

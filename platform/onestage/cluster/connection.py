@@ -145,7 +145,7 @@ def check_head(address: str, *, limit_s: float = REACH_S) -> None:
             f"what listens at {address} does not answer as a Ray head in {limit_s:.0f} s: set cluster.address to the "
             f"head's HOST:PORT (6379 by default)"
         ) from None
-    if "InvalidAuthToken" in done.stderr:
+    if any(words in done.stderr for words in ("InvalidAuthToken", "couldn't find an authentication token")):
         raise InputError(
             f"the cluster at {address} refuses the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, "
             f"{TOKEN_FILE}"
