@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# Slow tests that compute, two files at a time, the longest first; the others start clusters, and want the machine.
+# Slow tests that compute, two files at a time, the longest first.
 COMPUTING := tests/test_quickstart.py tests/contract tests/detectors tests/weights tests/nn tests/anchors tests/data \
   tests/training tests/test_fitting.py tests/test_cli.py tests/test_cli_anchors.py tests/bench
+# Those that harm a cluster or wait for one's answer in time want the machine for themselves.
+ALONE := $(addprefix tests/cluster/test_, jobs.py lost_head.py resume.py watchdog.py faults.py exhausted.py doctor.py)
 
 .PHONY: setup quickstart test test-all test-cluster check format constraints clean
 
@@ -32,7 +34,9 @@ test: check
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(COMPUTING)
-	$(BIN)/pytest -m 'slow and not cluster' $(COMPUTING:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not cluster' \
+	  tests $(COMPUTING:%=--ignore=%) $(ALONE:%=--ignore=%)
+	$(BIN)/pytest -m 'slow and not cluster' $(ALONE)
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster

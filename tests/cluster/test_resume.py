@@ -106,13 +106,21 @@ def test_three_ranks_that_lose_one_thrice_end_bitwise_as_if_they_had_not(
     reached = []
     for after in KILLED_AFTER:
         reached.append(wait_for_steps(process, tmp_path / "killed", after))
-        workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_train_worker(one)]
-        assert len(workers) == 3
-        workers[after % 3].kill()
+        workers_of(process)[after % 3].kill()
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err
     assert reached == sorted(set(reached)) and reached[-1] < NUM_STEPS, "lost at three different steps"
     assert_same_training(whole, json.loads(out.splitlines()[-1]))
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The three of them; one that starts has not its name yet."""
+    for _ in range(100):
+        workers = [one for one in psutil.Process(process.pid).children(recursive=True) if is_train_worker(one)]
+        if len(workers) == 3:
+            return workers
+        time.sleep(0.1)
+    raise AssertionError(f"{len(workers)} of 3 workers")
 
 
 def is_train_worker(process: psutil.Process) -> bool:
