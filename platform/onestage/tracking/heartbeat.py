@@ -64,7 +64,7 @@ def last_beat(tags: Mapping[str, str]) -> float | None:
 def dead_because(tags: Mapping[str, str], now: Callable[[], float]) -> str | None:
     """Why the driver of a RUNNING run with these tags is dead; None where it lives, or nothing is known.
 
-    >>> dead_because({"onestage.host": "far", "onestage.heartbeat": "1000"}, lambda: 1700.0)
+    >>> dead_because({"onestage.host": "far", "onestage.heartbeat": "1000"}, lambda: 1660.0)
     'no sign of life from its driver on far for 11 minutes'
     >>> dead_because({"onestage.host": "far", "onestage.heartbeat": "1000"}, lambda: 1500.0)
     """
