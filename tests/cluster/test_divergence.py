@@ -42,6 +42,6 @@ def test_a_training_that_diverges_ends_in_one_line(
     assert run.info.status == "FAILED"
 
     replayed = onestage("replay", str(files[-1]), "--json")
-    told = json.loads(replayed.communicate(timeout=120)[0])
+    told = json.loads(replayed.communicate(timeout=250)[0])
     assert not told["batch"]["finite"]
     assert len(told["images"]) == 4

@@ -242,7 +242,7 @@ class User:
         """What it writes to stdout and stderr, where it ends with ``code``."""
         process = self.start(*words)
         try:
-            out, err = process.communicate(timeout=200)
+            out, err = process.communicate(timeout=280)
         finally:
             process.kill()
         assert process.returncode == code, out + err
@@ -300,7 +300,7 @@ def test_goes_on_without_its_follower_and_after_a_stop(user: User, digits: Path)
     lines = wait_for("epoch", follower)
     job, run = lines[0].strip(), run_of("".join(lines))
     follower.send_signal(signal.SIGINT)
-    error = follower.communicate(timeout=90)[1]
+    error = follower.communicate(timeout=250)[1]
     assert follower.returncode == 130
     again = error.partition("Follow it again: onestage ")[2].partition(";")[0].split()
     assert again == ["logs", "-f", job, "--address", user.cluster.dashboard]
@@ -308,7 +308,7 @@ def test_goes_on_without_its_follower_and_after_a_stop(user: User, digits: Path)
     wait_for("epoch", second)
 
     assert user.json("stop", job)["state"] == "stopped"
-    log, error = second.communicate(timeout=90)
+    log, error = second.communicate(timeout=250)
     assert second.returncode == 75 and f"job {job} stopped" in error
     assert f"go on with: onestage submit train resume={run}" in log
     events = [json.loads(line) for line in (user.folder / "runs" / run / "history.jsonl").read_text().splitlines()]

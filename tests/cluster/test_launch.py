@@ -311,7 +311,7 @@ class TestTraining:
         )
         checkpoint = wait_for_checkpoint(tmp_path / "runs", process)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=200)
         assert process.returncode == 130
         run_id = checkpoint.parent.parent.name
         assert f"resume={run_id}" in err

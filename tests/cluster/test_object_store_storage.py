@@ -68,7 +68,7 @@ def test_a_machine_that_has_nothing_goes_on_from_the_bucket(onestage: Start, tmp
     boto3.client("s3").download_file("trainings", checkpoint, str(tmp_path / "seen.ckpt"))
     reached = step_of(tmp_path / "seen.ckpt")
     out, err = (second := onestage("two", f"resume={run_id}", f"trainer.max_steps={reached + 30}")).communicate(
-        timeout=200
+        timeout=250
     )
     assert second.returncode == 0, err
     result: dict[str, Any] = json.loads(out.splitlines()[-1])
@@ -83,7 +83,7 @@ def test_a_machine_that_has_nothing_goes_on_from_the_bucket(onestage: Start, tmp
 def test_workers_that_may_not_write_there_refuse_before_they_train(onestage: Start) -> None:
     """The driver may; its credentials are kept from the workers."""
     process = onestage("one", "trainer.max_epochs=1", "cluster.env=[AWS_ENDPOINT_URL,AWS_EC2_METADATA_DISABLED]")
-    _, err = process.communicate(timeout=150)
+    _, err = process.communicate(timeout=250)
     assert process.returncode == 2, err
     assert "Traceback" not in err
     assert "storage=s3://trainings/runs can't be used on " in err

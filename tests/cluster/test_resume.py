@@ -88,7 +88,7 @@ def test_killed_thrice_it_ends_bitwise_as_if_it_had_not_been(
         process = onestage(*train, "storage=killed", *(["resume=last"] if number else []))
         reached.append(wait_for_steps(process, tmp_path / "killed", after))
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
     assert reached == sorted(set(reached)) and reached[-1] < NUM_STEPS, "killed at three different steps"
     assert_same_training(whole, run_json(*train, "storage=killed", "resume=last"))
 

@@ -140,7 +140,7 @@ def train(folder, *overrides):
 
 
 def ended(process):
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1]), err
 
@@ -171,7 +171,7 @@ def test_killed_twice_and_at_last_without_its_server_it_has_the_history_of_one_l
         life = train(tmp_path, *common, "storage=cut", *(["resume=last"] if number else []))
         run_id = wait_for_step(life, tmp_path / "cut", after)
         life.kill()
-        life.communicate(timeout=60)
+        life.communicate(timeout=200)
     [dead] = runs.mark_dead(server.uri, experiment)
     assert dead == run_id
     life = train(tmp_path, *common, "storage=cut", f"resume={run_id}")

@@ -192,7 +192,7 @@ def test_a_fresh_process_loads_it_over_http_and_serves_its_example(server, reque
 
     command = [sys.executable, "-c", FRESH, model.model_uri, str(picture)]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_LOGGING_LEVEL": "ERROR"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer, served, example = json.loads(done.stdout.splitlines()[-1])
     assert list(answer) == ["boxes", "scores", "labels", "classes"]
