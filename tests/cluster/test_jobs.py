@@ -22,6 +22,7 @@ from onestage.cluster import jobs, local_cluster
 from onestage.cluster.local_cluster import LocalCluster
 from onestage.errors import InputError
 from onestage.tracking import runs
+from onestage.tracking.origin import Code, code
 
 from .conftest import SETTINGS
 
@@ -47,6 +48,7 @@ def test_a_shipped_package_is_a_folder_of_that_name() -> None:
     folders = [Path(folder) for folder in jobs.runtime_env({**CLUSTER, "ship": True}, driver_env={})["py_modules"]]
     assert [folder.name for folder in folders] == ["hydra_plugins", "onestage"]
     assert (folders[1] / "conf" / "train.yaml").is_file()
+    assert Code.load(folders[1] / "origin") == code()  # which no node could ask git for
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

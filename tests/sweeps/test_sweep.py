@@ -18,6 +18,7 @@ from onestage.sweeps.folder import folder_of
 from onestage.tracking import registry, runs
 from onestage.tracking.client import client
 from onestage.tracking.leaderboard import entries
+from onestage.tracking.origin import CHANGES, code
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -84,6 +85,10 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
 ) -> None:
     """Two detectors and two continuous parameters under ASHA on photographs; kill -9 under way, then resume."""
     monkeypatch.chdir(tmp_path)
+    me = ["-c", "user.name=ann", "-c", "user.email=ann@example.org"]
+    for words in (["init", "-q"], [*me, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], check=True)
+    Path("notes.txt").touch()
     folder = folder_of("runs", "night")
     first = start(
         "detector=yolov3_tiny,yolov2_tiny_voc", "optimizer.lr=tag(log, interval(1e-4, 1e-2))",
@@ -146,6 +151,10 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
     assert own.info.status == "FINISHED" and own.data.tags["onestage.sweep"] == "night"
     held = [file.path for file in client(uri).list_artifacts(parent)]
     assert {"leaderboard.json", "pictures"} <= set(held)
+    for run in [own, *children]:  # wherever its process was
+        assert run.data.tags["mlflow.source.git.commit"] == code().commit
+        changes = runs.download(uri, run.info.run_id, CHANGES, tmp_path / "got" / run.info.run_id)
+        assert "# not in git: notes.txt\n" in changes.read_text()
     pictures = {Path(file.path).name for file in client(uri).list_artifacts(parent, "pictures")}
     assert pictures == {"trials.png", "parallel.png", "importance.png", "pareto.png"}
 
@@ -174,7 +183,7 @@ def test_interrupted_it_saves_and_cut_by_gpu_hours_it_exits_with_3(digits: Path,
     assert state["doing"] == "killed"
     assert (tmp_path / "runs" / state["run_id"] / "checkpoints" / "last.ckpt").is_file()
 
-    hours = (before.spent_s(time.time()) + 45) / 3600
+    hours = (before.spent_s(time.time()) + 90) / 3600
     _, err = ended(start("resume", "cut", f"budget.gpu_hours={hours:.6f}"), 3)
     assert "budget.gpu_hours=" in err
     after = Journal.read(folder).trials[0]

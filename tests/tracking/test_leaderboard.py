@@ -85,3 +85,10 @@ def test_a_reopened_run_forgets_why_it_had_ended(store: str) -> None:
     assert runs.REASON_TAG not in client(store).get_run(run_id).data.tags
     assert runs.end_if_running(store, run_id, "gone") and not runs.end_if_running(store, run_id, "gone")
     assert client(store).get_run(run_id).info.status == "KILLED"
+
+
+def test_of_equal_scores_the_earlier_trial_stands_first(store: str) -> None:
+    for number in (10, 9, 2):
+        tags = {"onestage.sweep": "flat", "onestage.trial": str(number), "onestage.score": "0.0"}
+        training(store, "flat", f"flat #{number}", tags=tags)
+    assert [one.trial for one in entries(store, "flat", sweep="flat")] == [2, 9, 10]

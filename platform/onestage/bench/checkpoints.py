@@ -1,8 +1,8 @@
 """What asynchronous checkpoints cost: the same steps of the full YOLOv3 with and without one being written."""
 
 import copy
-import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +54,9 @@ def bench(*, storage: Path, rounds: int, input_size: int, say: Callable[[str], N
             "optimizer_states": [optimizer.state_dict()],
         }
 
-    shutil.rmtree(storage / "checkpoints", ignore_errors=True)
-    writer = Writer(storage / "checkpoints", keep=2)
+    storage.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(dir=storage)
+    writer = Writer(Path(folder.name), keep=2)
     say("warming up")
     step()
     writer.save_checkpoint(state(), None)  # its memory is used again from now on
@@ -91,7 +92,7 @@ def bench(*, storage: Path, rounds: int, input_size: int, say: Callable[[str], N
         "notes": writer.notes,
         "passed": max(writes_s) < EVERY_S and not writer.notes,
     }
-    shutil.rmtree(storage / "checkpoints", ignore_errors=True)
+    folder.cleanup()
     return report
 
 

@@ -3,12 +3,12 @@
 import math
 import os
 import random
-import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,11 +54,9 @@ def bench(*, rounds: int, storage: Path, say: Say) -> dict[str, Any]:
     each other are only as good as the machine is quiet. So the cost is stated by its parts: the share of time that the
     training waits in its calls, and what the thread that sends computes, as if all of it were taken from the training.
     """
-    folder = storage.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    storage.mkdir(parents=True, exist_ok=True)
     step, batch = _step()
-    with _server(folder) as http:
+    with tempfile.TemporaryDirectory(dir=storage.resolve()) as made, _server(folder := Path(made)) as http:
         uris = {"sqlite": f"sqlite:///{folder / 'mlflow.db'}", "http": http}
         spools = {way: folder / str(place) for place, way in enumerate(WAYS)}
         trackers = {way: _tracker(uris[store], spools[way], every_s) for way, (store, every_s) in WAYS.items()}

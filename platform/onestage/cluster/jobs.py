@@ -28,6 +28,7 @@ from onestage.cluster import connection, local_cluster
 from onestage.cluster.connection import first_line
 from onestage.cluster.job import HTTP, JOB_VARIABLE
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, InputError
+from onestage.tracking.origin import CODE_FOLDER, code
 from onestage.tracking.redaction import redact, without_user
 
 STOP_S: Final = 130
@@ -283,7 +284,9 @@ def _shipped() -> list[str]:
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFT_S:
                 shutil.rmtree(left, ignore_errors=True)
-    return [str(package) for package in wheel.unpacked(folder)]
+    packages = wheel.unpacked(folder)
+    code().save(next(one for one in packages if one.name == wheel.PACKAGE.name) / CODE_FOLDER)
+    return [str(package) for package in packages]
 
 
 def _python() -> str:

@@ -26,7 +26,7 @@ from onestage.data.threads import num_cores
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, WRONG_INPUT, InputError
 from onestage.tracking.endings import Ending
 from onestage.tracking.heartbeat import beating
-from onestage.tracking.origin import changes
+from onestage.tracking.origin import Code, code
 from onestage.tracking.redaction import redact
 
 Show = Callable[[dict[str, Any]], None]
@@ -97,7 +97,7 @@ def launch(config: dict[str, Any]) -> Outcome:
             run_id = open_run(uri, config)
         stop = Stop()
         with stop.signals():
-            return train(job_of(config, run_id, uri), by=by, stop=stop, shown=ProgressBar)
+            return train(job_of(config, run_id, uri, code()), by=by, stop=stop, shown=ProgressBar)
 
 
 def _begun(cluster: Mapping[str, Any]) -> AbstractContextManager[Run]:
@@ -111,11 +111,10 @@ def _begun(cluster: Mapping[str, Any]) -> AbstractContextManager[Run]:
     return supervisor.begun(address)
 
 
-def job_of(config: dict[str, Any], run_id: str, uri: str | None) -> Job:
+def job_of(config: dict[str, Any], run_id: str, uri: str | None, code: Code) -> Job:
     """A training that was checked, and whose run is open."""
     folder = RunFolder(config["storage"], run_id).local
-    found = None if uri is None else changes()
-    return Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri, changes=found)
+    return Job(config=config, run_id=run_id, folder=str(folder), tracking_uri=uri, changes=code.changes)
 
 
 def train(job: Job, *, by: Run, stop: Stop, shown: Callable[[], AbstractContextManager[Show]]) -> Outcome:

@@ -26,7 +26,7 @@ from onestage.data.manifest import FILE_NAME
 from onestage.errors import InputError
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
-from onestage.tracking.origin import packages
+from onestage.tracking.origin import CHANGES, packages
 from onestage.tracking.redaction import redact, without_user
 from onestage.tracking.tracker import NoTracker, Tracker
 from onestage.training.callbacks import (
@@ -311,7 +311,7 @@ def _describe(tracker: Tracker, job: Job, data: DetectionData, run: RunFolder) -
     tracker.set_tags({"dataset.hash": digest, "dataset.name": name, NOTE_TAG: _note(job, data)})
     tracker.log_text(packages(), "origin/packages.txt")
     if changes := job.get("changes"):
-        tracker.log_text(changes, "origin/changes.diff")
+        tracker.log_text(changes, CHANGES)
 
 
 def _note(job: Job, data: DetectionData, metrics: Mapping[str, float] = {}) -> str:

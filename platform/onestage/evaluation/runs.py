@@ -16,8 +16,8 @@ from onestage.evaluation.stored import Stored
 from onestage.inference import Predictor
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
-from onestage.training.module import Found, check_skipped, in_original
-from onestage.types import MAX_LOGGED_CLASSES, Skipped
+from onestage.training.module import Found, check_skipped, in_original, without_many_classes
+from onestage.types import Skipped
 
 
 class Opened(NamedTuple):
@@ -82,7 +82,9 @@ def evaluate(
         "metrics": metrics,
     }
     if uri is not None:
-        _log_numbers(uri, run, metrics, num_classes=len(predictor.classes))
+        from onestage.tracking import runs
+
+        runs.log_summary(uri, run, without_many_classes(metrics))  # nothing for a checkpoint file
     if not files:
         return result
     folder = _default_folder(run, config["storage"], split) if out is None else out
@@ -106,8 +108,7 @@ def evaluate(
 
 def shown(metrics: Mapping[str, float]) -> dict[str, float]:
     """What fits on a screen: of few classes COCO's APs, too; the tables have them all."""
-    few = sum(name.split("/")[1] == "ap" for name in metrics) <= MAX_LOGGED_CLASSES
-    return {name: value for name, value in metrics.items() if "/ap/" not in name or (few and "/voc" not in name)}
+    return {name: value for name, value in without_many_classes(metrics).items() if "/voc" not in name}
 
 
 def detected(opened: Opened, split: str, console: Console) -> tuple[list[Found], int]:
@@ -141,14 +142,6 @@ def _default_folder(run: str, storage: str, split: str) -> Path:
     if run.startswith("models:"):
         return here / "evaluation" / run.removeprefix("models:").strip("/").replace("/", "-") / split
     return here / run / "evaluation" / split
-
-
-def _log_numbers(uri: str, run: str, metrics: Mapping[str, float], *, num_classes: int) -> None:
-    """Into the run that was evaluated, if it is one: a checkpoint file has none."""
-    from onestage.tracking import runs
-
-    few = num_classes <= MAX_LOGGED_CLASSES
-    runs.log_summary(uri, run, {name: value for name, value in metrics.items() if few or "/ap/" not in name})
 
 
 def _log_files(

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from onestage.config import quoted
-from onestage.data.manifest import Manifest
 from onestage.promotion import METRIC, measure, promote
 
 
@@ -31,22 +30,21 @@ class Verdict:
         )
 
 
-def judge(run_id: str, *, uri: str, name: str, manifest: Manifest, config: dict[str, Any]) -> Verdict:
+def judge(run_id: str, *, uri: str, name: str, config: dict[str, Any]) -> Verdict:
     """Evaluates the winner on the test images (the validation's where there are none) and compares.
 
     What the champion scored on the same data is read off its version; measured on other data it is evaluated again.
     """
     settings = {"data.root": config["data"]["root"], "storage": config["storage"], "tracking.uri": uri}
     overrides = [f"{key}={quoted(value)}" for key, value in settings.items()]
-    split = "test" if "test" in manifest.splits else "val"
-    made = promote(run_id, uri=uri, name=name, split=split, overrides=overrides, again=True, must_beat=True)
-    score = made.score or measure(run_id, split, overrides)  # a champion by hand has none
+    made = promote(run_id, uri=uri, name=name, overrides=overrides, again=True, must_beat=True)
+    score = made.score or measure(run_id, None, overrides)  # a champion by hand has none
     assert made.version is not None
     return Verdict(
         name=name,
         version=made.version,
         run_id=run_id,
-        split=split,
+        split=score.split,
         score=score.value,
         former=None if made.former_score is None else made.former_score.value,
         crowned=made.moved,

@@ -15,6 +15,7 @@ from onestage.sweeps.folder import Setup
 from onestage.sweeps.plan import Plan
 from onestage.sweeps.watch import entries
 from onestage.tracking.leaderboard import Entry, best_of
+from onestage.tracking.origin import CHANGES, CODE_FOLDER, Code
 
 TABLE: Final = "leaderboard.json"
 SEND_S: Final = 60.0
@@ -43,9 +44,7 @@ def conclude(folder: Path, setup: Setup, plan: Plan, *, crown: bool) -> Conclusi
     best = best_of(found)
     if crown and best is not None and best.state == "done" and setup.tracking_uri is not None:
         uri, name = setup.tracking_uri, plan.settings["champion"] or manifest.name
-        verdict = _tried(
-            "the champion", lambda: judge(best.run_id, uri=uri, name=name, manifest=manifest, config=plan.config)
-        )
+        verdict = _tried("the champion", lambda: judge(best.run_id, uri=uri, name=name, config=plan.config))
     if setup.tracking_uri is not None and setup.parent is not None:
         _tried("the record in MLflow", lambda: _send(folder, setup, found, pictures, verdict))
     return Conclusion(entries=found, pictures=pictures, verdict=verdict)
@@ -75,6 +74,8 @@ def _send(
     assert setup.tracking_uri is not None and setup.parent is not None
     tracker = MlflowTracker(uri=setup.tracking_uri, run_id=setup.parent, folder=folder / "spool", resume_from_step=0)
     tracker.log_dict(_table(found), TABLE)
+    if changes := Code.load(folder / CODE_FOLDER).changes:
+        tracker.log_text(changes, CHANGES)
     tags = {"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])}
     for picture in pictures:
         tracker.log_artifact(picture, "pictures")

@@ -27,6 +27,7 @@ from onestage.sweeps.folder import SETUP, Setup, folder_of, journal_of, kept, na
 from onestage.sweeps.plan import Plan, plan, side_by_side
 from onestage.sweeps.status import mend
 from onestage.sweeps.watch import Watch
+from onestage.tracking import origin
 from onestage.tracking.heartbeat import beating
 from onestage.tracking.runs import SWEEP_TAG
 from onestage.tracking.tracker import store_uri
@@ -105,6 +106,7 @@ def _run(made: Plan, name: str, folder: Path, *, before: Setup | None) -> Outcom
             **({"started": before.started} if before else {}),
         )
         setup.save(folder)
+        origin.code().save(folder / origin.CODE_FOLDER)
         watch = Watch(folder, setup)
         try:
             with _on_sigterm(), beating(uri, parent):

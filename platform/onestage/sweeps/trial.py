@@ -25,6 +25,7 @@ from onestage.cluster.storage import RunFolder
 from onestage.errors import InputError
 from onestage.sweeps.folder import WAITING, Setup, State, journal_of
 from onestage.tracking import runs
+from onestage.tracking.origin import CODE_FOLDER, Code
 from onestage.training.checkpoint_files import LAST
 
 SAVE_EVERY_S: Final = 1.0
@@ -59,7 +60,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
     from hydra_plugins.ray_tune_sweeper._trial import Lost
 
-    setup = Setup.load(folder.parent)
+    setup, code = Setup.load(folder.parent), Code.load(folder.parent / CODE_FOLDER)
     config["cluster"] |= {key: setup.cluster[key] for key in ("cpus_per_worker", "gpus_per_worker")}
     state = State.load(folder)
     state.doing = "starting"
@@ -71,7 +72,7 @@ def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
     else:
         config = check(config)
         trial = journal_of(folder.parent).trials[number]
-        tags = _tags(setup, number) | runs.point_tags(trial.point)
+        tags = _tags(setup, number) | runs.point_tags(trial.point) | code.tags()
         tags["command"] = shlex.join(["onestage", "train", *trial.overrides])  # the same by itself
         name = f"{setup.name} #{number}"
         state.run_id = launch.open_run(setup.tracking_uri, config, name=name, tags=tags)
@@ -84,7 +85,7 @@ def _run(config: dict[str, Any], number: int, folder: Path) -> dict[str, Any]:
     with _stop() as stop:
         report.stop = stop
         outcome = launch.train(
-            launch.job_of(config, state.run_id, setup.tracking_uri),
+            launch.job_of(config, state.run_id, setup.tracking_uri, code),
             by=lambda job, show, stop: ray_train.on_this_cluster(job, show=show, stop=stop),
             stop=stop,
             shown=lambda: nullcontext(report),

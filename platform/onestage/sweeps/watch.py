@@ -17,7 +17,7 @@ from onestage.cluster.launch import chosen
 from onestage.errors import DONE, FAILED, OUT_OF_BUDGET, WRONG_INPUT
 from onestage.sweeps.folder import WAITING, Setup, State, journal_of
 from onestage.tracking import runs
-from onestage.tracking.leaderboard import MAP, Entry, in_short
+from onestage.tracking.leaderboard import MAP, Entry, in_short, ranked
 
 if TYPE_CHECKING:
     from hydra_plugins.ray_tune_sweeper._journal import Journal, Trial
@@ -187,7 +187,7 @@ def entries(folder: Path, setup: Setup, *, dataset_hash: str | None) -> list[Ent
     found = [
         _entry(folder, setup, trial, journal.at_work, dataset_hash=dataset_hash) for trial in journal.trials.values()
     ]
-    return sorted(found, key=lambda one: (one.score is None, -setup.sign * (one.score or 0.0)))
+    return ranked(found, setup.sign)
 
 
 def _entry(folder: Path, setup: Setup, trial: "Trial", at_work: bool, *, dataset_hash: str | None) -> Entry:

@@ -1,7 +1,7 @@
 """Trainings beside each other, the best first: what an experiment or a sweep has come to."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
@@ -58,6 +58,11 @@ class Entry:
     point: Mapping[str, str | float] = field(default_factory=dict)
 
 
+def ranked(found: Iterable[Entry], sign: int) -> list[Entry]:
+    """The best score first, of equal ones the earlier trial, those without one last; ``sign`` is -1 for a loss."""
+    return sorted(found, key=lambda one: (one.score is None, -sign * (one.score or 0.0), one.trial or 0, one.name))
+
+
 def best_of(found: Sequence[Entry]) -> Entry | None:
     """Of a sweep's trials, the best first: one trained to its end, or else one that was stopped or cut before."""
     scored = [one for one in found if one.score is not None]
@@ -99,7 +104,7 @@ def entries(uri: str, experiment: str, *, sweep: str | None = None) -> list[Entr
     metric = metric if sweep is not None else MAP  # the one that all trainings have
     found = [_entry(run, metric) for run in trainings]
     sign = -1 if metric == LOSS else 1
-    return sorted(found, key=lambda one: (one.score is None, -sign * (one.score or 0.0), one.name))
+    return ranked(found, sign)
 
 
 def _nearest(name: str, names: list[str]) -> str:

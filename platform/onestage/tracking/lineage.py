@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from onestage.errors import InputError
 from onestage.tracking import runs
+from onestage.tracking.origin import COMMIT_TAG
 from onestage.tracking.registry import Version
 
 MANIFEST: Final = "dataset/dataset.json"
-COMMIT_TAG: Final = "mlflow.source.git.commit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

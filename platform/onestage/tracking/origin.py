@@ -1,4 +1,4 @@
-"""Where a run comes from: its host, process, user and commit, as tags; and whether that process still is."""
+"""Where a run comes from: its host, process, user and code; and whether that process still is."""
 
 import getpass
 import os
@@ -7,7 +7,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.metadata import distributions
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple, Self
 
 import psutil
 
@@ -16,6 +17,11 @@ PID_TAG: Final = "onestage.pid"
 STARTED_TAG: Final = "onestage.started"
 GIT_S: Final = 5.0
 CHANGES_LIMIT: Final = 500_000
+COMMIT_TAG: Final = "mlflow.source.git.commit"
+CODE_FOLDER: Final = "origin"
+CHANGES: Final = f"{CODE_FOLDER}/changes.diff"
+SHIPPED: Final = Path(__file__).parents[1] / CODE_FOLDER
+"""In a package that was sent to a cluster, whose nodes have no checkout."""
 NAMESPACE_TAG: Final = "onestage.pids"
 """Which processes the pid counts among: containers of one host may have its name and see others' processes not."""
 
@@ -26,7 +32,7 @@ def origin_tags() -> dict[str, str]:
         "mlflow.user": _user(),
         "mlflow.source.name": sys.argv[0] or sys.executable,
         "mlflow.source.type": "LOCAL",
-        **_git_commit(),
+        **code().tags(),
         **process_tags(),
     }
 
@@ -78,15 +84,39 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _git_commit() -> dict[str, str]:
-    commit = _git("rev-parse", "HEAD")
-    return {} if commit is None else {"mlflow.source.git.commit": commit.strip()}
+class Code(NamedTuple):
+    """A checkout's commit, and what it has besides: the diff, and the names of files that git does not know.
 
-
-def changes() -> str | None:
-    """What this folder's checkout has that its commit has not: the diff, and the names of files that git does not
-    know; None where there is no checkout, or no change. Cut at ``CHANGES_LIMIT`` characters.
+    None where there is no checkout, or no change.
     """
+
+    commit: str | None
+    changes: str | None
+
+    def tags(self) -> dict[str, str]:
+        return {} if self.commit is None else {COMMIT_TAG: self.commit}
+
+    def save(self, folder: Path) -> None:
+        """Two files in ``folder``, for processes that are not where the checkout is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self._asdict().items():
+            (folder / name).write_text(text or "", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(*((folder / name).read_text(encoding="utf-8") or None for name in cls._fields))
+
+
+def code() -> Code:
+    """Of the checkout that this process is in, or that this package was sent from."""
+    if SHIPPED.is_dir():
+        return Code.load(SHIPPED)
+    commit = _git("rev-parse", "HEAD")
+    return Code(commit and commit.strip(), _changes())
+
+
+def _changes() -> str | None:
+    """Cut at ``CHANGES_LIMIT`` characters."""
     # Neither of the programs that a repository may name for its files is run.
     diff = _git("diff", "--no-ext-diff", "--no-textconv", "HEAD", "--", ".")
     unknown = _git("ls-files", "--others", "--exclude-standard")

@@ -394,9 +394,9 @@ def check_skipped(num_skipped: int, limit: int, *, what: str, such_as: Sequence[
 
 
 def without_many_classes(metrics: Mapping[str, float]) -> dict[str, float]:
-    """A validation's metrics without those of single classes, where these are more than ``MAX_LOGGED_CLASSES``."""
-    single = {name for name in metrics if name.startswith("val/ap/")}
-    return {name: value for name, value in metrics.items() if len(single) <= MAX_LOGGED_CLASSES or name not in single}
+    """A split's metrics without those of single classes, where ``SPLIT/ap/…`` are more than ``MAX_LOGGED_CLASSES``."""
+    many = sum(name.split("/")[1:2] == ["ap"] for name in metrics) > MAX_LOGGED_CLASSES
+    return {name: value for name, value in metrics.items() if not many or "/ap/" not in name}
 
 
 def to_float(images: Tensor) -> Tensor:
