@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from onestage.cluster import jobs, local_cluster
+from onestage.cluster import jobs, local_cluster, queue
 from onestage.cluster.local_cluster import LocalCluster
 from onestage.errors import InputError
 from onestage.tracking import runs
@@ -73,7 +73,7 @@ def test_a_job_ships_nothing_again() -> None:
 def test_addresses_stay_and_paths_become_absolute(tmp_path: Path) -> None:
     config = {"storage": "s3://bucket/runs", "cluster": {"kind": "none"}}
     given = ["data.root=s3://bucket/coco", "+detector.weights=w/yolo.weights", "tracking.uri=http://ann:pw@host"]
-    assert jobs.overrides_of_job(given, config, here=tmp_path) == [
+    assert queue.overrides_of_job(given, config, here=tmp_path) == [
         "data.root=s3://bucket/coco",
         f"+detector.weights={tmp_path}/w/yolo.weights",
         "storage=s3://bucket/runs",

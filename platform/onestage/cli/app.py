@@ -84,7 +84,7 @@ def _train(config: dict[str, Any]) -> int:
     from onestage.cluster.job import JOB_VARIABLE, is_sent
 
     if is_sent(config["cluster"]):
-        from onestage.cluster.jobs import submit_and_follow
+        from onestage.cluster.queue import submit_and_follow
 
         return submit_and_follow("train", config["overrides"], config)
     from onestage.cluster.launch import launch

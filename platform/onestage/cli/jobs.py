@@ -9,7 +9,7 @@ from onestage.cli.terminal import age, plain
 from onestage.errors import DONE, InputError
 
 if TYPE_CHECKING:
-    from onestage.cluster.jobs import JobInfo, Jobs
+    from onestage.cluster.queue import JobInfo
 
 
 class Verb(NamedTuple):
@@ -75,13 +75,8 @@ def _json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
-def _jobs(address: str | None) -> "Jobs":
-    from onestage.cluster import jobs
-
-    return jobs.Jobs(jobs.address_of(address))
-
-
 def _submit(options: argparse.Namespace) -> int:
+    from onestage.cluster import queue
     from onestage.config import compose
 
     verb = VERBS[options.verb]
@@ -98,22 +93,26 @@ def _submit(options: argparse.Namespace) -> int:
     if not any(one.startswith("cluster=") for one in composed):
         composed.append("cluster=ray")
     config = compose("train", composed)
-    jobs = _jobs(options.address or config["cluster"]["address"])
-    job = jobs.submit(options.verb, settings, names=names, config=config)
-    print(json.dumps({"job": job, "address": jobs.address}) if options.json else job, flush=True)
-    return jobs.follow(job) if options.follow else DONE
+    to = queue.at(options.address) if options.address else queue.of_config(config["cluster"])
+    job = to.submit(options.verb, settings, names=names, config=config)
+    print(json.dumps({"job": job, "address": to.address}) if options.json else job, flush=True)
+    return to.follow(job) if options.follow else DONE
 
 
 def _status(options: argparse.Namespace) -> int:
-    return _show(_jobs(options.address).get(options.job), as_json=options.json)
+    from onestage.cluster import queue
+
+    return _show(queue.at(options.address).get(options.job), as_json=options.json)
 
 
 def _stop(options: argparse.Namespace) -> int:
-    return _show(_jobs(options.address).stop(options.job), as_json=options.json)
+    from onestage.cluster import queue
+
+    return _show(queue.at(options.address).stop(options.job), as_json=options.json)
 
 
 def _show(info: "JobInfo", *, as_json: bool) -> int:
-    from onestage.cluster.jobs import links
+    from onestage.cluster.queue import links
 
     described = _described(info, links([info]))
     if as_json:
@@ -126,7 +125,9 @@ def _show(info: "JobInfo", *, as_json: bool) -> int:
 
 
 def _logs(options: argparse.Namespace) -> int:
-    jobs = _jobs(options.address)
+    from onestage.cluster import queue
+
+    jobs = queue.at(options.address)
     if options.follow:
         return jobs.follow(options.job)
     print(jobs.logs(options.job), end="")
@@ -134,10 +135,10 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from onestage.cluster.jobs import links
+    from onestage.cluster import queue
 
-    infos = _jobs(options.address).listed(everybodys=options.all)
-    found = links(infos)
+    infos = queue.at(options.address).listed(everybodys=options.all)
+    found = queue.links(infos)
     described = [_described(info, found) for info in infos]
     if options.json:
         print(json.dumps({"jobs": described}))

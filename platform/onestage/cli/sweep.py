@@ -123,7 +123,7 @@ def _elsewhere(names: Sequence[str], overrides: Sequence[str]) -> int | None:
     config = compose("train", fixed(overrides))
     if not is_sent(config["cluster"]):
         return None
-    from onestage.cluster.jobs import submit_and_follow
+    from onestage.cluster.queue import submit_and_follow
 
     return submit_and_follow("sweep", overrides, config, names=names)
 

@@ -2,12 +2,9 @@
 
 import asyncio
 import atexit
-import difflib
-import getpass
 import logging
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
@@ -18,8 +15,6 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -27,9 +22,10 @@ from urllib.parse import urlsplit
 from onestage.cluster import connection, local_cluster
 from onestage.cluster.connection import first_line
 from onestage.cluster.job import HTTP, JOB_VARIABLE
+from onestage.cluster.queue import ENDED, JobInfo, command, found, new_id, user, words_of_job
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, InputError
 from onestage.tracking.origin import CODE_FOLDER, code
-from onestage.tracking.redaction import redact, without_user
+from onestage.tracking.redaction import redact
 
 STOP_S: Final = 130
 """So long a job that is stopped may take to end: its workers have 120 s to save. Ray's own is 3."""
@@ -42,35 +38,9 @@ SILENT_S: Final = 30.0
 """Without a word of the job so long, its state is asked for."""
 AWAY_S: Final = 120.0
 """So long the cluster may not answer while a job is followed."""
-ENDED: Final = ("succeeded", "failed", "stopped")
 IN_A_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-PATHS: Final = ("data.root", "storage", "detector.weights")
-SENT_OTHERWISE: Final = ("cluster", "cluster.address", "cluster.ship", "storage", "tracking.uri")
 SHIPPED: Final = "onestage-shipped-"
 LEFT_S: Final = 3600.0
-
-
-@dataclass(frozen=True)
-class JobInfo:
-    """What the cluster knows of a job. ``state`` is Ray's in small letters, ``age_s`` counts from its start.
-
-    ``tracking`` is its MLflow store, without a password; ``reason`` the last line of one that failed.
-    """
-
-    id: str
-    state: str
-    age_s: float
-    user: str
-    verb: str
-    command: str
-    tracking: str
-    exit_code: int | None
-    reason: str | None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ENDED
 
 
 class Jobs:
@@ -92,13 +62,7 @@ class Jobs:
         """
         from onestage.tracking.tracker import store_uri
 
-        if config["cluster"]["kind"] == "local":
-            raise InputError("cluster=local: a job has a cluster around it; leave that out, or say cluster=none")
-        job = f"{verb}-{datetime.now():%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        here = Path.cwd()
-        runs = [str(here / one) if (here / one).is_file() else one for one in names]
-        settings = overrides_of_job(overrides, config, here=here)
-        uri = store_uri(config)
+        job, words, uri = new_id(verb), words_of_job(verb, overrides, config, names=names), store_uri(config)
         environment = _sent_along(config["cluster"], os.environ)
         environment["env_vars"] |= {
             **({"MLFLOW_TRACKING_URI": uri} if uri is not None else {}),
@@ -109,13 +73,13 @@ class Jobs:
         with self._told():
             self._client.submit_job(
                 # No shell stays in between, and nothing of the overrides is for it to read.
-                entrypoint=f"exec {_python()} " + shlex.join(["-m", "onestage.cli", verb, *runs, *settings]),
+                entrypoint=f"exec {_python()} " + shlex.join(["-m", "onestage.cli", *words]),
                 submission_id=job,
                 runtime_env=environment,
                 metadata={
-                    "onestage.user": _user(),
+                    "onestage.user": user(),
                     "onestage.verb": verb,
-                    "onestage.command": redact(shlex.join(["onestage", verb, *names, *overrides])),
+                    "onestage.command": command(verb, overrides, names),
                     "onestage.tracking": redact(uri or ""),
                 },
             )
@@ -199,47 +163,19 @@ class Jobs:
 
     def get(self, job: str) -> JobInfo:
         """A job by its id. Raises InputError, with the nearest id, where there is none such."""
-        found = {info.id: info for info in self.listed(everybodys=True)}
-        if job not in found:
-            near = difflib.get_close_matches(job, found, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}?" if near else "onestage list shows those that are there"
-            raise InputError(f"no job {job!r} at {self._shown}: {hint}")
-        return found[job]
+        return found(job, self.listed(everybodys=True), where=self._shown)
 
     def listed(self, *, everybodys: bool = False) -> list[JobInfo]:
         """The jobs that this user has submitted, newest first."""
         with self._told():
             details = [one for one in self._client.list_jobs() if one.submission_id]
         infos = [_info(one) for one in sorted(details, key=lambda one: one.start_time or 0, reverse=True)]
-        return [info for info in infos if everybodys or info.user == _user()]
+        return [info for info in infos if everybodys or info.user == user()]
 
     @contextmanager
     def _told(self) -> Iterator[None]:
         with _told(self._shown):
             yield
-
-
-def submit_and_follow(
-    verb: str, overrides: Sequence[str], config: Mapping[str, Any], *, names: Sequence[str] = ()
-) -> int:
-    """Sends a job to ``cluster.address`` and shows what it writes, to its end; the job's exit code."""
-    jobs = Jobs(address_of(config["cluster"]["address"]))
-    job = jobs.submit(verb, overrides, config=config, names=names)
-    print(f"job {job}", file=sys.stderr)
-    return jobs.follow(job)
-
-
-def links(infos: Sequence[JobInfo]) -> dict[str, str]:
-    """By job, where its MLflow run is to be seen; without those that can't be looked up in good time."""
-    from onestage.tracking.job_links import runs_of_jobs
-
-    mine = os.environ.get("MLFLOW_TRACKING_URI", "")
-    stores: dict[str, list[str]] = {}
-    for info in infos:
-        if info.tracking:
-            uri = mine if redact(mine) == info.tracking else without_user(info.tracking)
-            stores.setdefault(uri, []).append(info.id)
-    return runs_of_jobs(stores)
 
 
 def heed_stop() -> None:
@@ -313,38 +249,6 @@ def address_of(named: str | None = None) -> str:
     raise InputError("no cluster to send jobs to: say --address http://HOST:8265, or set RAY_API_SERVER_ADDRESS")
 
 
-def overrides_of_job(overrides: Sequence[str], config: Mapping[str, Any], *, here: Path) -> list[str]:
-    """The overrides as the job needs them: paths from the root, attached to its own cluster, no tracking address.
-
-    >>> config = {"storage": "runs", "cluster": {"kind": "ray"}}
-    >>> overrides_of_job(["data.root=digits", "cluster.address=http://h:8265"], config, here=Path("/home"))
-    ['data.root=/home/digits', 'storage=/home/runs', 'cluster=ray', 'cluster.address=auto', 'cluster.ship=false']
-    """
-    from onestage.config import quoted
-
-    kind = config["cluster"]["kind"]
-    kept = [one for one in overrides if one.lstrip("+").partition("=")[0] not in SENT_OTHERWISE]
-    kept += [f"storage={quoted(config['storage'])}", f"cluster={kind}"]
-    kept += ["cluster.address=auto", "cluster.ship=false"] if kind == "ray" else []
-    return [_absolute(one, here) for one in kept]
-
-
-def _absolute(override: str, here: Path) -> str:
-    """A path from the root, as Hydra reads it back.
-
-    >>> [_absolute(one, Path("/a (b)")) for one in ("data.root='my shards'", "data.root=s3://b/x", "seed=1")]
-    ["data.root='/a (b)/my shards'", 'data.root=s3://b/x', 'seed=1']
-    """
-    from onestage.config import quoted
-
-    key, _, value = override.partition("=")
-    if key.lstrip("+") not in PATHS or not value or value == "null" or "://" in value:
-        return override
-    if value[0] in "'\"" and value[-1] == value[0]:
-        value = value[1:-1].replace(f"\\{value[0]}", value[0])
-    return f"{key}={quoted(str(here / value))}"
-
-
 def _info(details: Any) -> JobInfo:
     metadata = details.metadata or {}
     state = details.status.value.lower()
@@ -363,13 +267,6 @@ def _info(details: Any) -> JobInfo:
         exit_code=details.driver_exit_code,
         reason=redact(last) if last is not None and state == "failed" else None,
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def _client(address: str) -> Any:
