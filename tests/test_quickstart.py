@@ -33,7 +33,7 @@ def test_interrupted_and_called_again_it_keeps_its_promises(tmp_path: Path) -> N
     assert second.returncode == 0, second.stderr
     run_id = checkpoints[0].parent.parent.name
     assert f"going on with run {run_id}" in second.stderr
-    assert "mlflow ui --backend-store-uri" in second.stdout
+    assert "onestage dashboard tracking.uri=" in second.stdout
 
     from mlflow import MlflowClient
 

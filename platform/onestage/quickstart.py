@@ -149,4 +149,4 @@ def _report(outcome: "Outcome", tested: dict[str, float], pictures: Path, *, min
     console.print(table)
     console.print(f"{minutes:.1f} minutes, MLflow run {outcome.run_id}")
     console.print(f"pictures:  {pictures}/")
-    console.print(f"dashboard: .venv/bin/mlflow ui --backend-store-uri {outcome.tracking_uri}")
+    console.print(f"dashboard: .venv/bin/onestage dashboard tracking.uri={outcome.tracking_uri}")

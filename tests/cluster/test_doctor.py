@@ -148,7 +148,7 @@ def test_a_sqlite_file_is_for_one_machine() -> None:
     alone = doctor_verdicts.judge_tracking("MLflow", {"driver": {"seconds": 1.0, "elsewhere": 0}})
     several = doctor_verdicts.judge_tracking("MLflow", {"driver": {"seconds": 1.0, "elsewhere": 2}})
     assert [alone[0].level, several[0].level] == ["ok", "warning"]
-    assert "mlflow server" in several[0].remedy
+    assert "onestage server" in several[0].remedy
 
 
 def test_gpus_that_torch_cannot_use_are_a_problem() -> None:
@@ -317,7 +317,7 @@ def test_mlflow_that_refuses_the_hosts_name_is_a_problem(server: Callable[..., s
 
 def test_mlflow_that_is_away_is_a_problem_and_no_password_is_shown(tmp_path: Path) -> None:
     (row,) = examine(_check("MLflow"), Hosts([]), plan(tmp_path, tracking_uri="http://ann:pw@127.0.0.1:9"))
-    assert row.level == "problem" and "mlflow server" in row.remedy
+    assert row.level == "problem" and "onestage server" in row.remedy
     assert "pw" not in row.figure + row.remedy
 
 
@@ -403,7 +403,7 @@ def test_hosts_that_do_not_reach_each_other_are_named(
     links = {row["where"] for row in rows if row["check"] == "all-reduce"}
     assert links == {"head - worker1", "head - worker2", "worker1 - worker2"}
     (store,) = (row for row in rows if row["check"] == "MLflow")  # the default, a SQLite file
-    assert store["level"] == "warning" and "mlflow server" in store["remedy"]
+    assert store["level"] == "warning" and "onestage server" in store["remedy"]
 
     # The two workers still reach the head, and it them.
     route = ("blackhole", f"{hosts.host('worker2').ip}/32")

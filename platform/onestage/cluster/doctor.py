@@ -177,7 +177,7 @@ CHECKS: Final = (
         "MLflow",
         doctor_hosts.reach_tracking,
         verdicts.judge_tracking,
-        remedy="start `mlflow server` where every node reaches it, and set tracking.uri",
+        remedy="start `onestage server` where every node reaches it, and set tracking.uri",
         skip=lambda plan: "tracking=none" if plan.tracking_uri is None else None,
     ),
     Check(

@@ -396,7 +396,7 @@ def tracking_server(plan: Plan) -> Facts:
         reason = error.reason if isinstance(error, URLError) else error
         raise InputError(
             f"no MLflow server answers at {shown} ({reason}): start one that this host reaches "
-            f"(`mlflow server --host ADDRESS --allowed-hosts …`), or mend tracking.uri"
+            f"(`onestage server --host ADDRESS --allowed-hosts …`), or mend tracking.uri"
         ) from None
     return {"version": version.strip()[:40], "client": _installed("mlflow"), "seconds": seconds}
 

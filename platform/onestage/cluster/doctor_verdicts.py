@@ -248,7 +248,7 @@ def _judge_store(where: str, check: str, one: Facts) -> Row:
         check,
         "warning",
         "a file of this machine: rank 0 of a training logs from its own node, and would not find it there",
-        "run `mlflow server --host ADDRESS --allowed-hosts ADDRESS:5000`, and set tracking.uri=http://ADDRESS:5000",
+        "run `onestage server --host ADDRESS --allowed-hosts ADDRESS:5000`, and set tracking.uri=http://ADDRESS:5000",
     )
 
 

@@ -249,7 +249,7 @@ def _get(uri: str, run_id: str) -> "Run":
         every = [experiment.experiment_id for experiment in client(uri).search_experiments()]
         known = [run.info.run_id for run in client(uri).search_runs(every, max_results=200)]
         near = [other for other in known if other.startswith(run_id)] or get_close_matches(run_id, known, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near[:3])}?" if near else "`mlflow ui` lists them"
+        hint = f"did you mean {' or '.join(near[:3])}?" if near else "`onestage dashboard` lists them"
         raise InputError(f"no run {run_id!r} in {redact(uri)}: {hint}") from None
     if run.info.lifecycle_stage == "deleted":
         raise InputError(f"run {run_id} is deleted: bring it back with `mlflow runs restore --run-id {run_id}`")
