@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,35 @@ def test_bad_input_to_the_other_verbs(
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
+
+
+def test_a_store_that_fails_in_the_middle_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Full(BaseHTTPRequestHandler):
+        """An MLflow server whose disk is full: it lists no experiments, and refuses all else."""
+
+        def do_POST(self) -> None:
+            self.answer(200, b'{"experiments": []}')
+
+        def do_GET(self) -> None:
+            told = b'{"error_code": "BAD_REQUEST", "message": "disk full\\nat line 7"}'
+            self.answer(*((200, b"OK") if self.path == "/health" else (400, told)))
+
+        def answer(self, status: int, told: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = main(["leaderboard", f"tracking.uri=http://127.0.0.1:{server.server_port}"])
+        server.shutdown()
+    told = capsys.readouterr().err
+    assert code == 1 and told.count("\n") == 1
+    assert told.startswith("onestage: the tracking store fails (") and "disk full" in told
 
 
 @pytest.mark.slow

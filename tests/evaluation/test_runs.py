@@ -113,3 +113,16 @@ def test_an_mlflow_run_gets_numbers_files_and_pictures(storage: Path, tmp_path: 
     assert held["test/voc07/map"] == pytest.approx(result["metrics"]["test/voc07/map"])
     stored = read(runs.download(uri, run_id, "evaluation/test/detections.json", tmp_path / "back"))
     assert stored.run == run_id and len(stored.found) == 4
+
+
+def test_a_store_that_is_away_takes_nothing_from_what_was_measured(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"storage={storage}", "tracking.uri=http://ann:pw@127.0.0.1:9", "trainer.num_pictures=0"]
+    assert main(["evaluate", "newborn", "split=test", *settings, "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert result["artifacts"] is None and "test/map" in result["metrics"]
+    assert all(Path(file).is_file() for file in result["files"])
+    [line] = [line for line in captured.err.splitlines() if "MLflow" in line]
+    assert line.startswith("not in MLflow: no MLflow server answers at http://") and "pw" not in line

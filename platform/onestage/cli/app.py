@@ -12,7 +12,7 @@ from typing import Any
 from onestage import __version__
 from onestage.cli import anchors, bench, cluster, compare, data, doctor, jobs, leaderboard, models, server, sweep, sync
 from onestage.cli.terminal import take
-from onestage.errors import DONE, INTERRUPTED, WRONG_INPUT, InputError
+from onestage.errors import DONE, FAILED, INTERRUPTED, WRONG_INPUT, InputError
 
 TRAIN_HELP = """\
 usage: onestage train [KEY=VALUE …] [--json] [--cfg job]
@@ -57,6 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return DONE
+    except Exception as error:
+        if not _is_mlflows(error):
+            raise
+        from onestage.tracking.redaction import redact
+
+        told = str(error).strip().partition("\n")[0]
+        print(f"onestage: the tracking store fails ({redact(told)}): try again when it answers", file=sys.stderr)
+        return FAILED
+
+
+def _is_mlflows(error: Exception) -> bool:
+    """Of a store that went away or refuses, in whatever command; MLflow need not be imported to know."""
+    mlflow = sys.modules.get("mlflow.exceptions")
+    return mlflow is not None and isinstance(error, mlflow.MlflowException)
 
 
 def train(arguments: Sequence[str]) -> int:

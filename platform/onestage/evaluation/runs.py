@@ -1,10 +1,9 @@
 """A trained detector on a whole split of a dataset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
 
 from onestage.config import build, compose, merged
@@ -16,6 +15,7 @@ from onestage.evaluation.stored import Stored
 from onestage.inference import Predictor
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
+from onestage.tracking.redaction import redact
 from onestage.training.module import Found, check_skipped, in_original, without_many_classes
 from onestage.types import Skipped
 
@@ -61,6 +61,9 @@ def evaluate(
     the run was composed: the dataset is the run's own where they don't name ``data.root``, and with
     ``trainer.num_pictures=0`` nothing is drawn.
     """
+    from onestage.tracking import runs
+    from onestage.tracking.evaluations import log_evaluation
+
     console = Console(stderr=True, highlight=False, markup=False)
     opened = open_run(run, overrides)
     config, uri, predictor, data = opened.config, opened.uri, opened.predictor, opened.data
@@ -81,10 +84,7 @@ def evaluate(
         "num_skipped": num_skipped,
         "metrics": metrics,
     }
-    if uri is not None:
-        from onestage.tracking import runs
-
-        runs.log_summary(uri, run, without_many_classes(metrics))  # nothing for a checkpoint file
+    logged = uri is not None and _sent(uri, lambda: runs.log_summary(uri, run, without_many_classes(metrics)), console)
     if not files:
         return result
     folder = _default_folder(run, config["storage"], split) if out is None else out
@@ -101,7 +101,9 @@ def evaluate(
         except OSError as error:
             raise InputError(f"{folder} can't be written to ({error.strerror}): choose another with --out") from error
     place = f"evaluation/{split}"
-    logged = uri is not None and _log_files(uri, run, folder, place, written.pictures, split, console)
+    if logged and uri is not None:
+        pictures = {f"{split}/{name}": one for name, one in written.pictures.items()}
+        logged = _sent(uri, lambda: log_evaluation(uri, run, folder, place, pictures), console)
     paths = [str(file) for file in written.files]
     return {**result, "out": str(folder), "files": paths, "artifacts": place if logged else None}
 
@@ -144,21 +146,14 @@ def _default_folder(run: str, storage: str, split: str) -> Path:
     return here / run / "evaluation" / split
 
 
-def _log_files(
-    uri: str,
-    run: str,
-    folder: Path,
-    place: str,
-    pictures: Mapping[str, np.ndarray],
-    split: str,
-    console: Console,
-) -> bool:
-    """Whether they lie in the run as well: a store that goes away meanwhile takes nothing from what is on disk."""
-    from onestage.tracking.evaluations import log_evaluation
+def _sent(uri: str, send: Callable[[], bool], console: Console) -> bool:
+    """Whether it lies in the run as well: a store that goes away meanwhile takes nothing from what was measured."""
+    from onestage.tracking.client import check
 
     with console.status("sending to MLflow"):
         try:
-            return log_evaluation(uri, run, folder, place, {f"{split}/{name}": one for name, one in pictures.items()})
+            check(uri)
+            return send()
         except Exception as error:
-            console.print(f"not in MLflow: {type(error).__name__}: {str(error).splitlines()[0]}", style="yellow")
+            console.print(f"not in MLflow: {redact(str(error).splitlines()[0])}", style="yellow", soft_wrap=True)
             return False

@@ -161,18 +161,19 @@ def find_run(uri: str, run_id: str) -> FoundRun:
     )
 
 
-def log_summary(uri: str, run: str, metrics: Mapping[str, float]) -> None:
-    """Add numbers to a run at its last step. Nothing happens when ``run`` is no run's id, say a checkpoint's path."""
+def log_summary(uri: str, run: str, metrics: Mapping[str, float]) -> bool:
+    """Add numbers to a run at its last step. False when ``run`` is no run's id, say a checkpoint's path."""
     from mlflow.entities import Metric
 
     try:
         found = client(uri).get_run(run)
     except Exception as error:
         if missing(error) or refused(error):
-            return
+            return False
         raise
     step, names, now_ms = last_step(found), allowed_names(metrics), int(time.time() * 1000)
     client(uri).log_batch(run, [Metric(names[key], value, now_ms, step) for key, value in metrics.items()])
+    return True
 
 
 def download(uri: str, run_id: str, artifact_path: str, to: Path) -> Path:
