@@ -2,7 +2,15 @@
 
 import importlib.util
 import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -163,3 +171,74 @@ def make_detector() -> Callable[..., Any]:
 def scenes() -> ModuleType:
     """Truths and detections to measure: ``tests/references/scenes.py``."""
     return _module("reference_scenes", Path(__file__).parent / "references" / "scenes.py")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URI, with a password, of an empty database of a PostgreSQL that lives as long as the tests."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not folders:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    user: list[str] = []
+    if os.getuid() == 0:  # which it refuses to run as
+        names = {one.pw_name for one in pwd.getpwall()}
+        name = next((one for one in ("postgres", "nobody") if one in names), "")
+        if not name or shutil.which("runuser") is None:
+            pytest.skip("PostgreSQL does not run as root, and there is no runuser to be somebody else with")
+        user = ["runuser", "-u", name, "--"]
+    folder = Path(tempfile.mkdtemp(prefix="onestage-pg-"))  # pytest's own folders are closed to others
+    if user:
+        shutil.chown(folder, name)
+    try:
+        yield from _postgresql(folders[-1], folder, user)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _postgresql(binaries: Path, folder: Path, user: list[str]) -> Iterator[str]:
+    def run(program: str, *words: str) -> None:
+        command = [*user, str(binaries / program), *words]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
+
+    password = secrets.token_hex(12)
+    (folder / "password").write_text(password)
+    (folder / "password").chmod(0o644)
+    port = free_port()
+    data = str(folder / "data")
+    run("initdb", "-D", data, "-U", "onestage", "--auth=scram-sha-256", f"--pwfile={folder}/password", "--no-sync")
+    settings = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
+    run("pg_ctl", "-D", data, "-o", settings, "-l", str(folder / "log"), "-w", "-t", "60", "start")
+    try:
+        yield f"postgresql://onestage:{password}@127.0.0.1:{port}/postgres"
+    finally:
+        run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """http://HOST:PORT of an S3 server in a process of its own, which takes any key."""
+    command = Path(sys.executable).parent / "moto_server"
+    if not command.is_file():
+        pytest.skip("moto's server is not installed")
+    port = free_port()
+    with (tmp_path_factory.mktemp("moto") / "log").open("w") as log:
+        process = subprocess.Popen([command, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def free_port() -> int:
+    """Of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

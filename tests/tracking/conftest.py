@@ -2,14 +2,11 @@
 
 import http.client
 import os
-import pwd
-import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -150,46 +147,3 @@ def server(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     server.start()
     yield server
     server.kill()
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URI, with a password, of an empty database of a PostgreSQL that lives as long as the tests."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not folders:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    user: list[str] = []
-    if os.getuid() == 0:  # which it refuses to run as
-        names = {one.pw_name for one in pwd.getpwall()}
-        name = next((one for one in ("postgres", "nobody") if one in names), None)
-        if name is None or shutil.which("runuser") is None:
-            pytest.skip("PostgreSQL does not run as root, and there is no runuser to be somebody else with")
-        user = ["runuser", "-u", name, "--"]
-    folder = Path(tempfile.mkdtemp(prefix="onestage-pg-"))  # pytest's own folders are closed to others
-    if user:
-        shutil.chown(folder, name)
-    try:
-        yield from _postgresql(folders[-1], folder, user)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _postgresql(binaries: Path, folder: Path, user: list[str]) -> Iterator[str]:
-    def run(program: str, *words: str) -> None:
-        command = [*user, str(binaries / program), *words]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=120)
-
-    password = secrets.token_hex(12)
-    (folder / "password").write_text(password)
-    (folder / "password").chmod(0o644)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = str(folder / "data")
-    run("initdb", "-D", data, "-U", "onestage", "--auth=scram-sha-256", f"--pwfile={folder}/password", "--no-sync")
-    settings = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
-    run("pg_ctl", "-D", data, "-o", settings, "-l", str(folder / "log"), "-w", "-t", "60", "start")
-    try:
-        yield f"postgresql://onestage:{password}@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
