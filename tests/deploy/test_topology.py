@@ -205,7 +205,7 @@ def test_a_training_and_a_sweep_from_outside_are_found_in_mlflow(
         assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
         assert "config.json" in [file.path for file in client(uri).list_artifacts(run.info.run_id)]
     board = json.loads(onestage(topology, tmp_path, "leaderboard", "--sweep", "rates", "--json").splitlines()[-1])
-    assert {one["point"]["optimizer.lr"] for one in board["runs"]} == {1e-3, 1e-4}
+    assert {float(one["point"]["optimizer.lr"]) for one in board["runs"]} == {1e-3, 1e-4}
 
     held = topology.held()
     assert any(key.startswith("artifacts/") and key.endswith("model.safetensors") for key in held)

@@ -15,7 +15,6 @@ from onestage.evaluation.stored import Stored
 from onestage.inference import Predictor
 from onestage.metrics.bootstrap import map_interval
 from onestage.metrics.mean_ap import MeanAP
-from onestage.tracking.redaction import redact
 from onestage.training.module import Found, check_skipped, in_original, without_many_classes
 from onestage.types import Skipped
 
@@ -149,6 +148,7 @@ def _default_folder(run: str, storage: str, split: str) -> Path:
 def _sent(uri: str, send: Callable[[], bool], console: Console) -> bool:
     """Whether it lies in the run as well: a store that goes away meanwhile takes nothing from what was measured."""
     from onestage.tracking.client import check
+    from onestage.tracking.redaction import redact
 
     with console.status("sending to MLflow"):
         try:
