@@ -1,4 +1,4 @@
-"""``onestage submit|status|logs|stop|list``: jobs on a Ray cluster that is reached over http."""
+"""``onestage submit|status|logs|stop|list``: jobs on a Ray cluster that is reached over http, or in Slurm."""
 
 import argparse
 import json
@@ -38,6 +38,7 @@ def add(verbs: Any) -> None:
     submit.add_argument("verb", choices=VERBS, help="what the job is to do")
     submit.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of the verb; an evaluation has its RUN")
     submit.add_argument("--follow", action="store_true", help="show what the job writes, to its end")
+    submit.add_argument("--render", action="store_true", help="print what Slurm would be sent, and send nothing")
     _address(submit)
     _json(submit)
     submit.set_defaults(run=_submit)
@@ -67,7 +68,9 @@ def _of_a_job(verb: argparse.ArgumentParser) -> None:
 
 def _address(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--address", metavar="URL", help="http://HOST:8265 (default: RAY_API_SERVER_ADDRESS, or the local cluster)"
+        "--address",
+        metavar="URL",
+        help="http://HOST:8265, or slurm (default: RAY_API_SERVER_ADDRESS, or the local cluster)",
     )
 
 
@@ -91,8 +94,11 @@ def _submit(options: argparse.Namespace) -> int:
 
         composed = fixed(composed)
     if not any(one.startswith("cluster=") for one in composed):
-        composed.append("cluster=ray")
+        composed.append("cluster=slurm" if options.address == "slurm" else "cluster=ray")
     config = compose("train", composed)
+    if options.render:
+        print(queue.rendered(options.verb, settings, names=names, config=config), end="")
+        return DONE
     to = queue.at(options.address) if options.address else queue.of_config(config["cluster"])
     job = to.submit(options.verb, settings, names=names, config=config)
     print(json.dumps({"job": job, "address": to.address}) if options.json else job, flush=True)

@@ -134,7 +134,7 @@ def check_head(address: str, *, limit_s: float = REACH_S) -> None:
     """
     quiet()
     show_token(address)
-    if _absence(address) is not None:
+    if absence(address) is not None:
         return
     code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1]).get_all_node_info(timeout=10)"
     command = [sys.executable, "-c", code, address]
@@ -158,7 +158,7 @@ def check_head(address: str, *, limit_s: float = REACH_S) -> None:
 def _wait_for_head(address: str, *, wait_s: float, say: Callable[[str], None]) -> None:
     """Ray itself would wait a minute in silence, and end this process."""
     start = time.monotonic()
-    while (error := _absence(address)) is not None:
+    while (error := absence(address)) is not None:
         waited = time.monotonic() - start
         if waited >= wait_s or not isinstance(error, OSError):
             raise InputError(f"no Ray head at {address} ({error}): is the cluster up?") from error
@@ -166,7 +166,7 @@ def _wait_for_head(address: str, *, wait_s: float, say: Callable[[str], None]) -
         time.sleep(POLL_S)
 
 
-def _absence(address: str) -> Exception | None:
+def absence(address: str) -> Exception | None:
     """Why nobody can be talked to at HOST:PORT; None where somebody listens."""
     host, _, port = address.rpartition(":")
     try:

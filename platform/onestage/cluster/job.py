@@ -5,13 +5,17 @@ from typing import Any, Final, NotRequired, TypedDict
 
 JOB_VARIABLE: Final = "ONESTAGE_JOB"
 """In the environment of a submitted job: its id."""
+RUN_FILE_VARIABLE: Final = "ONESTAGE_RUN_FILE"
+"""In the environment of a job that may be started again: the file that gets its training's run id, to go on from."""
 
 
 HTTP: Final = ("http://", "https://")
 
 
 def is_sent(cluster: Mapping[str, Any]) -> bool:
-    """Whether ``cluster.address`` is one that commands are sent to as jobs, rather than attached to."""
+    """Whether commands are sent there as jobs, rather than attached to what ``cluster.address`` names."""
+    if cluster["kind"] == "slurm":
+        return True
     return cluster["kind"] == "ray" and (cluster["address"] or "").startswith(HTTP)
 
 

@@ -197,32 +197,43 @@ def runtime_env(cluster: Mapping[str, Any], *, driver_env: Mapping[str, str]) ->
     """What Ray gives the processes of a driver: the variables that ``cluster.env`` names, and with ``cluster.ship``
     this package, which wins over the node's own. Nothing in a job, whose processes have what the job was given.
     """
-    return {} if IN_A_JOB in driver_env else _sent_along(cluster, driver_env)
+    in_a_job = IN_A_JOB in driver_env or JOB_VARIABLE in driver_env
+    return {} if in_a_job else _sent_along(cluster, driver_env)
 
 
 def _sent_along(cluster: Mapping[str, Any], driver_env: Mapping[str, str]) -> dict[str, Any]:
+    variables = named_variables(cluster, driver_env)
+    return {"env_vars": variables} | ({"py_modules": _shipped()} if cluster["ship"] else {})
+
+
+def named_variables(cluster: Mapping[str, Any], driver_env: Mapping[str, str]) -> dict[str, str]:
+    """Those of the driver's environment that ``cluster.env`` names."""
     names = [*cluster["env"], "OMP_NUM_THREADS"]
-    variables = {
+    return {
         key: value
         for key, value in driver_env.items()
         if any(key == name or (name.endswith("*") and key.startswith(name[:-1])) for name in names)
     }
-    return {"env_vars": variables} | ({"py_modules": _shipped()} if cluster["ship"] else {})
 
 
 def _shipped() -> list[str]:
     """The folders of what is shipped, which Ray uploads before it returns; they are there until this process ends."""
-    from onestage.cluster import wheel
-
     folder = Path(tempfile.mkdtemp(prefix=SHIPPED))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for left in folder.parent.glob(f"{SHIPPED}*"):  # by processes that were killed
         with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > LEFT_S:
                 shutil.rmtree(left, ignore_errors=True)
+    return [str(package) for package in packages_in(folder)]
+
+
+def packages_in(folder: Path) -> list[Path]:
+    """This package's folders, put below ``folder``, with a note of the commit they are from."""
+    from onestage.cluster import wheel
+
     packages = wheel.unpacked(folder)
     code().save(next(one for one in packages if one.name == wheel.PACKAGE.name) / CODE_FOLDER)
-    return [str(package) for package in packages]
+    return packages
 
 
 def _python() -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from onestage.cluster import record
 from onestage.cluster.history import History, Summary
-from onestage.cluster.job import JOB_VARIABLE, Job
+from onestage.cluster.job import JOB_VARIABLE, RUN_FILE_VARIABLE, Job
 from onestage.cluster.preflight import check, num_gpus
 from onestage.cluster.progress import ProgressBar
 from onestage.cluster.resume import resumed
@@ -95,6 +95,8 @@ def launch(config: dict[str, Any]) -> Outcome:
         else:
             config = check(config)
             run_id = open_run(uri, config)
+        if RUN_FILE_VARIABLE in os.environ:
+            Path(os.environ[RUN_FILE_VARIABLE]).write_text(run_id, encoding="utf-8")
         stop = Stop()
         with stop.signals():
             return train(job_of(config, run_id, uri, code()), by=by, stop=stop, shown=ProgressBar)

@@ -18,6 +18,8 @@ from onestage.tracking.redaction import redact, without_user
 ENDED: Final = ("succeeded", "failed", "stopped")
 PATHS: Final = ("data.root", "storage", "detector.weights")
 SENT_OTHERWISE: Final = ("cluster", "cluster.address", "cluster.ship", "storage", "tracking.uri")
+OF_THE_SENDER: Final = ("cluster.slurm.",)
+"""What only whoever sends a job has to know: a job's own cluster is Ray."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,27 @@ class Queue(Protocol):
 
 def of_config(cluster: Mapping[str, Any]) -> Queue:
     """What takes the jobs of a config's ``cluster``. Raises InputError where nothing does."""
-    return at(cluster["address"])
+    return at("slurm" if cluster["kind"] == "slurm" else cluster["address"])
 
 
 def at(address: str | None) -> Queue:
-    """What ``--address`` names: http://HOST:8265 of a Ray cluster; None is what the environment says."""
+    """What ``--address`` names: http://HOST:8265 of a Ray cluster, slurm; None is what the environment says."""
+    if address == "slurm":
+        from onestage.cluster.slurm import SlurmJobs
+
+        return SlurmJobs()
     from onestage.cluster import jobs
 
     return jobs.Jobs(jobs.address_of(address))
+
+
+def rendered(verb: str, overrides: Sequence[str], *, config: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """What `submit` would give to Slurm, as text; nothing is asked and nothing sent."""
+    if config["cluster"]["kind"] == "slurm":
+        from onestage.cluster import slurm
+
+        return slurm.rendered(verb, overrides, config=config, names=names)
+    raise InputError("--render shows what a batch system is given: say cluster=slurm")
 
 
 def submit_and_follow(
@@ -148,7 +163,12 @@ def overrides_of_job(overrides: Sequence[str], config: Mapping[str, Any], *, her
     from onestage.config import quoted
 
     kind = "none" if config["cluster"]["kind"] == "none" else "ray"
-    kept = [one for one in overrides if one.lstrip("+").partition("=")[0] not in SENT_OTHERWISE]
+    keys = [one.lstrip("+~").partition("=")[0] for one in overrides]
+    kept = [
+        one
+        for one, key in zip(overrides, keys, strict=True)
+        if key not in SENT_OTHERWISE and not key.startswith(OF_THE_SENDER)
+    ]
     kept += [f"storage={quoted(config['storage'])}", f"cluster={kind}"]
     kept += ["cluster.address=auto", "cluster.ship=false"] if kind == "ray" else []
     return [_absolute(one, here) for one in kept]

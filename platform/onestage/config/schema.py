@@ -60,6 +60,26 @@ class Checkpoint:
 
 
 @dataclass
+class Slurm:
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    warn_s: int = MISSING
+    requeue: bool = MISSING
+    nodes: int | None = None
+    cpus_per_node: int | None = None
+    gpus_per_node: int | None = None
+    gpu_type: str | None = None
+    memory: str | None = None
+    directives: list[str] = MISSING
+    modules: list[str] = MISSING
+    python: str | None = None
+    within: list[str] = MISSING
+
+
+@dataclass
 class Cluster:
     kind: str = MISSING
     address: str | None = None
@@ -76,6 +96,7 @@ class Cluster:
     hang: float = MISSING
     ship: bool = MISSING
     env: list[str] = MISSING
+    slurm: Slurm | None = None
 
 
 @dataclass
