@@ -62,8 +62,9 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     key.chmod(0o600)
     names = {"folder": folder, "host": socket.gethostname().split(".")[0], "user": Path.home().owner()}
     (folder / "slurm.conf").write_text(SETTINGS.format(ports=ports(3), **names))
-    munge = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket",
-             f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/seed", f"--log-file={folder}/munged.log"]  # fmt: skip
+    files = {"key": "munge.key", "pid": "munged.pid", "seed": "seed", "log": "munged.log"}
+    munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket"]
+    munge += [f"--{name}-file={folder}/{file}" for name, file in files.items()]
     daemons = [munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
     running = []
     try:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -59,9 +60,10 @@ class SlurmJobs:
         folder = _folder(job)
         folder.mkdir(mode=0o700, parents=True)
         if config["cluster"]["ship"]:
-            for package in packages_in(folder):
-                (folder / "code").mkdir(exist_ok=True)
-                package.rename(folder / "code" / package.name)
+            with tempfile.TemporaryDirectory(dir=folder) as built:
+                (folder / "code").mkdir()
+                for package in packages_in(Path(built)):
+                    package.rename(folder / "code" / package.name)
         (folder / "job.sh").write_text(script, encoding="utf-8")
         told = command(verb, overrides, names)
         number = _call(

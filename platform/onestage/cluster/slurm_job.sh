@@ -40,6 +40,7 @@ finish() {
   local code=$?
   trap - EXIT
   trap '' TERM USR1
+  disown -a # whose end is meant, and is not to be told
   [ -z "$workers" ] || kill -USR2 "$workers" 2> /dev/null || true
   [ -z "$training" ] || pkill -KILL -s "$training" || true
   [ -z "$head" ] || pkill -KILL -s "$head" || true
