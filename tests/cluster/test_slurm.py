@@ -131,7 +131,7 @@ def test_before_its_time_limit_it_is_queued_again_and_goes_on_and_a_scancel_save
     assert "the time limit is near: the job is queued again" in site.log(job)
     events = [event for event in site.history() if event["event"] in ("started", "preempted")]
     assert [event["event"] for event in events[:3]] == ["started", "preempted", "started"]
-    assert events[2]["step"] == events[1]["step"] > 3  # nothing of what was trained is lost
+    assert events[2]["step"] >= events[1]["step"] > 3  # no step lost; which one was reached is told twice a second
     site.slurm("scancel", number)
     site.wait(lambda: (site.of_job(job) / "exit_code").exists(), job)
     told = site.status(job)
