@@ -152,6 +152,8 @@ def test_a_job_that_waits_is_taken_from_the_queue(site: Site) -> None:
 
 
 def test_what_slurm_refuses_is_told_in_one_line(site: Site) -> None:
+    before = set((site.folder / "cache" / "slurm").glob("*"))
     done = site.onestage("submit", "train", "cluster=slurm", "cluster.slurm.partition=nowhere", *SMALL)
     assert done.returncode == 2
+    assert set((site.folder / "cache" / "slurm").glob("*")) == before
     assert done.stderr.count("\n") == 1 and "invalid partition" in done.stderr

@@ -6,8 +6,7 @@ its Ray, the copy of this package that it runs, and its exit code once it has on
 
 import json
 import os
-import re
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -16,18 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from onestage.cluster import slurm_script
+from onestage.cluster import slurm_commands, slurm_script
 from onestage.cluster.queue import JobInfo, command, found, new_id, user, words_of_job
 from onestage.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, InputError
 from onestage.tracking.redaction import redact
 
-CALL_S: Final = 60.0
 POLL_S: Final = 2.0
 TOLD_S: Final = 60.0
 STOP_S: Final = 130
 """So long a job that is stopped may take to save a checkpoint."""
 KILLED_S: Final = 60.0
-NAME: Final = re.compile(r"(train|sweep|evaluate)-\d{4}-\d{6}-[0-9a-f]{4}")
 STATES: Final = {
     "COMPLETED": "succeeded",
     "CANCELLED": "stopped",
@@ -59,16 +56,19 @@ class SlurmJobs:
         script = _script(job, verb, overrides, config, names, environment)
         folder = _folder(job)
         folder.mkdir(mode=0o700, parents=True)
-        if config["cluster"]["ship"]:
-            with tempfile.TemporaryDirectory(dir=folder) as built:
-                (folder / "code").mkdir()
-                for package in packages_in(Path(built)):
-                    package.rename(folder / "code" / package.name)
-        (folder / "job.sh").write_text(script, encoding="utf-8")
         told = command(verb, overrides, names)
-        number = _call(
-            ["sbatch", "--parsable", f"--comment={' '.join(told.split())}", str(folder / "job.sh")], environment
-        ).partition(";")[0]
+        try:
+            if config["cluster"]["ship"]:
+                with tempfile.TemporaryDirectory(dir=folder) as built:
+                    (folder / "code").mkdir()
+                    for package in packages_in(Path(built)):
+                        package.rename(folder / "code" / package.name)
+            (folder / "job.sh").write_text(script, encoding="utf-8")
+            argv = ["sbatch", "--parsable", f"--comment={' '.join(told.split())}", str(folder / "job.sh")]
+            number = slurm_commands.call(argv, environment).partition(";")[0]  # behind it may be a cluster's name
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         known = {
             "id": job,
             "number": number.strip(),
@@ -127,17 +127,17 @@ class SlurmJobs:
             return info
         number = self._number(info.id)
         if info.state == "pending":
-            _call(["scancel", number])
+            slurm_commands.call(["scancel", number])
         else:
             print(f"asked {info.id} to end; it has {STOP_S} s to save a checkpoint", file=sys.stderr)
-            _call(["scancel", "--batch", "--signal=TERM", number])
+            slurm_commands.call(["scancel", "--batch", "--signal=TERM", number])
         asked = time.monotonic()
         killed = info.state == "pending"
         while not (info := self.get(info.id)).ended:
             waited = time.monotonic() - asked
             if waited > STOP_S and not killed:
                 killed = True
-                _call(["scancel", number])
+                slurm_commands.call(["scancel", number])
             if waited > STOP_S + KILLED_S:
                 raise InputError(f"job {info.id} was told to end, and still runs: see `scontrol show job {number}`")
             time.sleep(POLL_S)
@@ -148,12 +148,12 @@ class SlurmJobs:
         mine = _mine()
         job = next((one["id"] for one in mine.values() if one["number"] == job), job)
         if job in mine:
-            return _infos({job: mine[job]}, _queued([mine[job]["number"]]))[0]
+            return _infos({job: mine[job]}, slurm_commands.queued([mine[job]["number"]]))[0]
         return found(job, self.listed(everybodys=True), where="Slurm")
 
     def listed(self, *, everybodys: bool = False) -> list[JobInfo]:
         """The jobs that this user has submitted, newest first; of others' only what Slurm still has in its queue."""
-        mine, queued = _mine(), _queued(None)
+        mine, queued = _mine(), slurm_commands.queued(None)
         infos = _infos(mine, queued)
         if everybodys:
             infos += [_of_queue(one) for one in queued.values() if one["name"] not in mine]
@@ -236,7 +236,7 @@ def _opened(log: Path) -> Any:
 
 
 def _infos(mine: Mapping[str, Mapping[str, Any]], queued: Mapping[str, Mapping[str, str]]) -> list[JobInfo]:
-    past = _past([one["number"] for one in mine.values() if one["number"] not in queued])
+    past = slurm_commands.past([one["number"] for one in mine.values() if one["number"] not in queued])
     return [_info(note, queued.get(note["number"]) or past.get(note["number"])) for note in mine.values()]
 
 
@@ -276,52 +276,8 @@ def _of_queue(one: Mapping[str, str]) -> JobInfo:
     return replace(_info(note | shown, one), age_s=max(0.0, time.time() - float(one["submitted"])))
 
 
-def _queued(numbers: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """What Slurm's controller knows of these jobs, or of all with names such as ours, by number."""
-    keys = {"number": "%i", "name": "%j", "state": "%T", "user": "%u", "reason": "%r", "submitted": "%V"}
-    form = "|".join([*keys.values(), "%k"])
-    which = [] if numbers is None else [f"--jobs={','.join(numbers)}"]
-    said = _call(["squeue", "--noheader", "--states=all", f"--format={form}", *which], unknown_is_none=True)
-    rows = [line.strip().split("|", len(keys)) for line in said.splitlines()]
-    found = [dict(zip([*keys, "comment"], row, strict=True)) for row in rows if len(row) == len(keys) + 1]
-    return {one["number"]: one for one in found if NAME.fullmatch(one["name"])}
-
-
-def _past(numbers: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What Slurm's accounts say of jobs that its controller has forgotten; nothing where it keeps none."""
-    if not numbers:
-        return {}
-    form = "--format=JobIDRaw,State"
-    try:
-        said = _call(["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(numbers)}", form])
-    except InputError:
-        return {}
-    rows = [line.split("|") for line in said.splitlines()]
-    return {row[0]: {"state": row[1], "reason": ""} for row in rows if len(row) == 2}
-
-
 def _number_of_name(job: str) -> str:
-    numbers = [number for number, one in _queued(None).items() if one["name"] == job]
+    numbers = [number for number, one in slurm_commands.queued(None).items() if one["name"] == job]
     if not numbers:
         raise InputError(f"no job {job!r} in Slurm's queue: onestage list --address slurm shows those that are there")
     return numbers[0]
-
-
-def _call(argv: Sequence[str], environment: Mapping[str, str] = os.environ, *, unknown_is_none: bool = False) -> str:
-    """What a command of Slurm's prints. Raises InputError for what it refuses."""
-    try:
-        done = subprocess.run(
-            argv,
-            env={**environment, "SLURM_TIME_FORMAT": "%s"},
-            capture_output=True,
-            text=True,
-            timeout=CALL_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise InputError(f"there is no {argv[0]} on PATH: send jobs from a machine with Slurm's commands") from None
-    except subprocess.TimeoutExpired:
-        raise InputError(f"Slurm's controller does not answer {argv[0]} within {CALL_S:g} s") from None
-    if done.returncode and not (unknown_is_none and "Invalid job id" in done.stderr):
-        raise InputError(f"Slurm refuses {argv[0]}: {redact(' '.join(done.stderr.split()))[:300]}")
-    return done.stdout

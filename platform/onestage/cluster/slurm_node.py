@@ -1,12 +1,13 @@
 """What a Slurm job asks on its nodes: ``python -m onestage.cluster.slurm_node ports|address|wait …``."""
 
+import importlib
 import os
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from onestage.cluster import connection
 
@@ -54,10 +55,9 @@ def wait(head: str, nodes: int, limit_s: float, pid: int) -> int:
 
 def _alive(head: str) -> int:
     connection.quiet()
-    from ray import _raylet
-
+    raylet: Any = importlib.import_module("ray._raylet")
     with suppress(Exception):  # it has only begun, or is about to end
-        infos = _raylet.GcsClient(address=head).get_all_node_info(timeout=ANSWER_S)
+        infos = raylet.GcsClient(address=head).get_all_node_info(timeout=ANSWER_S)
         return sum(info.state == 0 for info in infos.values())  # GcsNodeInfo.ALIVE
     return 0
 

@@ -32,7 +32,6 @@ OURS: Final = {
     *(name if name != "memory" else "mem" for name in FORMS), "requeue",
 }  # fmt: skip
 NOT_EXPORTED: Final = "CUDA_VISIBLE_DEVICES"
-MAX_NODES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,10 @@ def check(slurm: Mapping[str, Any]) -> None:
 
 
 def exported(cluster: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """The variables by name that the job gets of the sender's: a login's, and those of ``cluster.env``."""
+    """The variables by name that the job gets of the sender's: a login's, the store's, those of ``cluster.env``."""
     from onestage.cluster.jobs import named_variables
 
-    login = {name for name in environment if LOGIN.fullmatch(name)}
+    login = {name for name in environment if LOGIN.fullmatch(name) or name == "MLFLOW_TRACKING_URI"}
     return sorted((login | set(named_variables(cluster, environment))) - {NOT_EXPORTED})
 
 
