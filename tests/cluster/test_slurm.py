@@ -133,7 +133,7 @@ def test_before_its_time_limit_it_is_queued_again_and_goes_on_and_a_scancel_save
     assert [event["event"] for event in events[:3]] == ["started", "preempted", "started"]
     assert events[2]["step"] >= events[1]["step"] > 3  # no step lost; which one was reached is told twice a second
     site.slurm("scancel", number)
-    site.wait(lambda: (site.of_job(job) / "exit_code").exists(), job)
+    site.wait(lambda: site.status(job)["state"] != "running", job)
     told = site.status(job)
     assert (told["state"], told["exit_code"]) == ("stopped", 75)
     assert site.history()[-1]["event"] == "preempted"
@@ -145,7 +145,7 @@ def _steps(site: Site) -> int:
 
 
 def test_a_job_that_waits_is_taken_from_the_queue(site: Site) -> None:
-    job = site.submit("cluster.slurm.directives=[--begin=now+1hour]")
+    job = site.submit("cluster.slurm.directives=['--begin=now+1hour']")
     assert site.status(job)["state"] == "pending"
     done = site.onestage("stop", job, "--address", "slurm", "--json")
     assert json.loads(done.stdout)["state"] == "stopped"
