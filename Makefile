@@ -1,6 +1,5 @@
 # make quickstart: the whole road on data drawn here. make test: checks and the quick tests.
-# make test-all: the slow ones; make test-alone: those that want the machine for themselves; make test-cluster: those on
-# hosts in network namespaces, as root.
+# make test-all: the slow ones. make test-cluster: those on hosts in network namespaces, as root.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -11,7 +10,7 @@ COMPUTING := tests/test_quickstart.py tests/contract tests/detectors tests/weigh
 # Those that harm a cluster or wait for one's answer in time want the machine for themselves.
 ALONE := $(addprefix tests/cluster/test_, jobs.py lost_head.py resume.py watchdog.py faults.py exhausted.py doctor.py)
 
-.PHONY: setup quickstart test test-all test-alone test-cluster check format constraints clean
+.PHONY: setup quickstart test test-all test-cluster check format constraints clean
 
 setup: $(READY)
 
@@ -37,8 +36,6 @@ test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(COMPUTING)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow and not cluster' \
 	  tests $(COMPUTING:%=--ignore=%) $(ALONE:%=--ignore=%)
-
-test-alone: setup
 	$(BIN)/pytest -m 'slow and not cluster' $(ALONE)
 
 test-cluster: setup

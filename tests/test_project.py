@@ -32,6 +32,6 @@ def test_jobs_are_thin() -> None:
 
 
 def test_ci_runs_every_test() -> None:
-    """The targets share them out by their marks, and the slow ones by their files: quick, slow, on several hosts."""
-    steps = re.findall(r"^make ([\w-]+)", (ROOT / ".ci" / "run").read_text(), re.M)
-    assert steps == ["test", "test-all", "test-cluster", "test-alone"]
+    """The three targets share them out by their marks: quick, slow, on several hosts."""
+    steps = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
+    assert steps == ["make test", "make test-all", "make test-cluster"]

@@ -93,13 +93,13 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
     first = start(
         "detector=yolov3_tiny,yolov2_tiny_voc", "optimizer.lr=tag(log, interval(1e-4, 1e-2))",
         "optimizer.weight_decay=tag(log, interval(1e-5, 1e-2))", f"data.root={bccd}", *SMALL, "sweep.name=night",
-        "budget.trials=8", "trainer.max_epochs=4", "sweep.scheduler=asha", "sweep.asha.grace_epochs=1",
+        "budget.trials=8", "trainer.max_epochs=3", "sweep.scheduler=asha", "sweep.asha.grace_epochs=1",
         "sweep.asha.reduction=2",
     )  # fmt: skip
 
     def under_way() -> bool:
         trials = Journal.read(folder).trials.values()
-        half = (one for one in trials if not one.ended and one.results and one.results[-1]["epoch"] < 3)
+        half = (one for one in trials if not one.ended and one.results and one.results[-1]["epoch"] < 2)
         return any(one.ended for one in trials) and any(half)
 
     until(under_way, 400)
@@ -107,7 +107,7 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
     first.communicate()
     before = Journal.read(folder).trials
     finished = {number: one for number, one in before.items() if one.ended}
-    cut = {number for number, one in before.items() if not one.ended and one.results and one.results[-1]["epoch"] < 4}
+    cut = {number for number, one in before.items() if not one.ended and one.results and one.results[-1]["epoch"] < 3}
     assert cut
     uri = runs.tracking_uri(None)
     assert main(["sweep", "status", "night"]) == 0
@@ -121,7 +121,7 @@ def test_eight_trials_killed_and_resumed_end_with_a_champion(
     assert {number: trials[number] for number in finished} == finished  # not run again
     assert all(one.starts == 1 for number, one in trials.items() if number not in before)
     stopped = [one for one in trials.values() if one.state == "stopped"]
-    assert stopped and all(one.results[-1]["epoch"] < 4 for one in stopped)
+    assert stopped and all(one.results[-1]["epoch"] < 3 for one in stopped)
     # There is room for two at a time: others trained after those that were stopped, in the place that they gave back.
     spans = [(one.started or 0.0, one.ended_at or 0.0) for one in trials.values()]
     assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) == 2
